@@ -14,7 +14,7 @@ use crate::lease::ActorCreation;
 pub struct RegisterNode {
     #[prost(message, optional, tag = "1")]
     pub node: Option<NodeInfo>,
-    /// What runs there, for a control plane that restarted.
+    /// What runs there, for a control plane that restarted. One without `worker` is being created still.
     #[prost(message, repeated, tag = "2")]
     pub actors: Vec<crate::lease::ActorCreated>,
     #[prost(message, repeated, tag = "3")]
@@ -29,6 +29,20 @@ pub struct RegisterNode {
     pub publisher_epoch: u64,
     #[prost(uint64, tag = "7")]
     pub publisher_sequence: u64,
+    /// What the processes there watch, for a control plane that restarted.
+    #[prost(message, repeated, tag = "8")]
+    pub watches: Vec<ProcessWatches>,
+}
+
+/// What one process watches.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ProcessWatches {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub worker_id: Bytes,
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub actor_ids: Vec<Bytes>,
+    #[prost(string, repeated, tag = "3")]
+    pub channels: Vec<String>,
 }
 
 /// A node.
@@ -107,6 +121,10 @@ pub struct ResourceReport {
     pub sequence: u64,
     #[prost(uint64, tag = "5")]
     pub idle_ms: u64,
+    /// How many PLACE_ACTOR and PREPARE_BUNDLES of this link (since its REGISTER_NODE) the raylet had taken in when it
+    /// wrote this: what they hold is no longer in `available`.
+    #[prost(uint64, tag = "6")]
+    pub placements_seen: u64,
 }
 
 /// Work that waits.
@@ -136,7 +154,7 @@ pub struct GcsRequest {
     /// The process that asks; the raylet fills it in.
     #[prost(message, optional, tag = "2")]
     pub sender: Option<Address>,
-    #[prost(oneof = "GcsCall", tags = "10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28")]
+    #[prost(oneof = "GcsCall", tags = "10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29")]
     pub call: Option<GcsCall>,
 }
 
@@ -189,6 +207,9 @@ pub enum GcsCall {
     Subscribe(Subscribe),
     #[prost(message, tag = "28")]
     Drain(DrainNode),
+    /// Something for the subscribers of a channel.
+    #[prost(message, tag = "29")]
+    Publish(Publish),
 }
 
 /// The answer to a `GcsRequest`.
@@ -295,6 +316,10 @@ pub struct RegisterActor {
 pub struct ActorKey {
     #[prost(bytes = "bytes", tag = "1")]
     pub actor_id: Bytes,
+    /// For `WatchActor`: the owner as the handle names it, so that an owner that died before it registered the actor
+    /// leaves nobody waiting.
+    #[prost(message, optional, tag = "2")]
+    pub owner: Option<Address>,
 }
 
 /// Names a named actor.
@@ -509,13 +534,16 @@ pub struct BundlesCommitted {
     pub attempt: u64,
 }
 
-/// Give up every bundle of the group on this node.
+/// Give up bundles of the group on this node.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ReturnBundles {
     #[prost(bytes = "bytes", tag = "1")]
     pub placement_group_id: Bytes,
     #[prost(uint64, tag = "2")]
     pub attempt: u64,
+    /// These bundles; empty: every one.
+    #[prost(uint32, repeated, tag = "3")]
+    pub indices: Vec<u32>,
 }
 
 /// A question in JSON.
@@ -532,6 +560,30 @@ pub struct Subscribe {
     pub channel: String,
 }
 
+/// Something for the subscribers of a channel.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Publish {
+    #[prost(string, tag = "1")]
+    pub channel: String,
+    #[prost(string, tag = "2")]
+    pub json: String,
+}
+
+/// The node was declared dead: a raylet that reads it exits.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LeavesCluster {
+    #[prost(string, tag = "1")]
+    pub reason: String,
+}
+
+/// The descriptor that travels with this frame is an authenticated socket of a peer that wants the receiver.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct HandOver {
+    /// Who is at its other end, for logs.
+    #[prost(string, tag = "1")]
+    pub peer: String,
+}
+
 /// No new work there; it leaves at the deadline.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct DrainNode {
@@ -539,6 +591,7 @@ pub struct DrainNode {
     pub node_id: Bytes,
     #[prost(string, tag = "2")]
     pub reason: String,
+    /// Milliseconds since 1970; 0 without limit.
     #[prost(uint64, tag = "3")]
     pub deadline_ms: u64,
 }

@@ -56,7 +56,7 @@ kinds! {
     WATCH_WORKER = 24;
     /// R→D: `WorkerDied`.
     WORKER_DIED = 25;
-    /// R→D: `NodeDied`, to every process of every node.
+    /// G→R→D: `NodeDied`, to every raylet, and from there to every process of every node.
     NODE_DIED = 26;
     /// R→driver: `LogLines`.
     LOG_LINES = 27;
@@ -178,4 +178,6 @@ kinds! {
     DRAIN_NODE = 129;
     /// G→R: `LeavesCluster`: the node was declared dead; a raylet that reads it exits.
     DECLARED_DEAD = 130;
+    /// R→G or R→D: `HandOver`: the socket that travels with this frame was authenticated and wants the receiver.
+    HAND_OVER = 131;
 }
