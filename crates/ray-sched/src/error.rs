@@ -40,16 +40,30 @@ pub enum SchedError {
     EmptyBundle { bundle_index: u32 },
     /// The bundle cannot be reserved here now.
     #[error("bundle {bundle_index} of placement group {placement_group} cannot be reserved: {shortage}")]
-    BundleDoesNotFit { placement_group: PlacementGroupId, bundle_index: u32, shortage: Shortage },
+    BundleDoesNotFit {
+        placement_group: PlacementGroupId,
+        bundle_index: u32,
+        shortage: Shortage,
+    },
     /// The bundle is reserved already with other resources.
     #[error("bundle {bundle_index} of placement group {placement_group} is reserved already with other resources")]
-    BundleConflict { placement_group: PlacementGroupId, bundle_index: u32 },
+    BundleConflict {
+        placement_group: PlacementGroupId,
+        bundle_index: u32,
+    },
     /// The bundle is not reserved here.
     #[error("bundle {bundle_index} of placement group {placement_group} is not reserved on this node")]
-    BundleUnknown { placement_group: PlacementGroupId, bundle_index: u32 },
+    BundleUnknown {
+        placement_group: PlacementGroupId,
+        bundle_index: u32,
+    },
     /// The bundle is being removed and waits for its last lease.
     #[error("bundle {bundle_index} of placement group {placement_group} is being removed and waits for {leases} lease(s) in it")]
-    BundleRemoving { placement_group: PlacementGroupId, bundle_index: u32, leases: u32 },
+    BundleRemoving {
+        placement_group: PlacementGroupId,
+        bundle_index: u32,
+        leases: u32,
+    },
     /// A label or a label selector cannot be read.
     #[error("label {key:?}: {problem}")]
     BadLabel { key: String, problem: String },

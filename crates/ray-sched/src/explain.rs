@@ -55,7 +55,13 @@ impl std::error::Error for Shortage {}
 
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { resource, wanted, total, available, kind } = self;
+        let Self {
+            resource,
+            wanted,
+            total,
+            available,
+            kind,
+        } = self;
         match kind {
             ShortageKind::Infeasible => write!(f, "it needs {resource} {wanted} and the node has {total} in total"),
             ShortageKind::Busy => write!(f, "it needs {resource} {wanted} and {available} of {total} is free now"),
@@ -83,9 +89,15 @@ impl fmt::Display for Unavailability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let soften = "use soft=True to let it run elsewhere";
         match self {
-            Self::Dead(node) => write!(f, "node {node}, to which it has a hard affinity, is dead or unknown: {soften}"),
+            Self::Dead(node) => write!(
+                f,
+                "node {node}, to which it has a hard affinity, is dead or unknown: {soften}"
+            ),
             Self::Draining(node) => {
-                write!(f, "node {node}, to which it has a hard affinity, is draining and takes no new work: {soften}")
+                write!(
+                    f,
+                    "node {node}, to which it has a hard affinity, is draining and takes no new work: {soften}"
+                )
             }
             Self::Busy(node, shortage) => write!(
                 f,
@@ -101,29 +113,60 @@ pub enum Infeasibility {
     /// No node takes work.
     NoNodes { draining: usize },
     /// No node has that much of one resource.
-    TooMuch { resource: ResourceName, wanted: Quantity, largest: Quantity, nodes: usize },
+    TooMuch {
+        resource: ResourceName,
+        wanted: Quantity,
+        largest: Quantity,
+        nodes: usize,
+    },
     /// Each resource is somewhere, but no node has all.
-    NotTogether { demand: ResourceSet, closest: NodeId, missing: Vec<Shortage> },
+    NotTogether {
+        demand: ResourceSet,
+        closest: NodeId,
+        missing: Vec<Shortage>,
+    },
     /// No node has the labels.
-    Labels { selector: LabelSelector, seen: Vec<(String, Vec<String>)> },
+    Labels {
+        selector: LabelSelector,
+        seen: Vec<(String, Vec<String>)>,
+    },
     /// The node of a hard affinity is too small.
     AffinityNodeTooSmall { node: NodeId, shortage: Shortage },
     /// No working node has bundles of the group.
     GroupMissing { placement_group: PlacementGroupId },
     /// No working node has the bundle.
-    BundleMissing { placement_group: PlacementGroupId, bundle_index: u32 },
+    BundleMissing {
+        placement_group: PlacementGroupId,
+        bundle_index: u32,
+    },
     /// The demand is beyond the bundle, or (no index) beyond what the group has on any node.
-    BeyondBundle { placement_group: PlacementGroupId, bundle_index: Option<u32>, resource: ResourceName, wanted: Quantity, largest: Quantity },
+    BeyondBundle {
+        placement_group: PlacementGroupId,
+        bundle_index: Option<u32>,
+        resource: ResourceName,
+        wanted: Quantity,
+        largest: Quantity,
+    },
     /// A demand for one group was given with another group's resource names.
-    OtherGroup { placement_group: PlacementGroupId, named: PlacementGroupId },
+    OtherGroup {
+        placement_group: PlacementGroupId,
+        named: PlacementGroupId,
+    },
     /// One bundle of a group fits nowhere.
-    Bundle { bundle_index: usize, reason: Box<Infeasibility> },
+    Bundle {
+        bundle_index: usize,
+        reason: Box<Infeasibility>,
+    },
     /// STRICT_PACK: all bundles together fit on no node.
     StrictPack { reason: Box<Infeasibility> },
     /// STRICT_SPREAD: fewer nodes can hold a bundle each than there are bundles.
     StrictSpread { bundles: usize, placeable: usize },
     /// The bundles ask for more than all nodes together have.
-    ClusterTooSmall { resource: ResourceName, wanted: Quantity, total: Quantity },
+    ClusterTooSmall {
+        resource: ResourceName,
+        wanted: Quantity,
+        total: Quantity,
+    },
     /// Each bundle fits somewhere and the sums suffice, but no arrangement holds all.
     NoArrangement { bundles: usize },
     /// A group without bundles, or a bundle that asks for nothing.
@@ -225,47 +268,84 @@ pub fn explain_infeasible(
         SchedulingStrategy::Default | SchedulingStrategy::Spread => explain_on_any(view, demand, &LabelSelector::any()),
         SchedulingStrategy::NodeLabel { hard, .. } => explain_on_any(view, demand, hard),
         SchedulingStrategy::NodeAffinity { node, soft: false, .. } => {
-            let shortage = lasting_shortages(view.working_node(*node)?, demand).into_iter().next()?;
+            let shortage = lasting_shortages(view.working_node(*node)?, demand)
+                .into_iter()
+                .next()?;
             Some(Infeasibility::AffinityNodeTooSmall { node: *node, shortage })
         }
         SchedulingStrategy::NodeAffinity { .. } => explain_on_any(view, demand, &LabelSelector::any()),
         SchedulingStrategy::PlacementGroup { id, bundle_index, .. } => match demand.placement_group() {
-            Some(named) if named != *id => Some(Infeasibility::OtherGroup { placement_group: *id, named }),
+            Some(named) if named != *id => Some(Infeasibility::OtherGroup {
+                placement_group: *id,
+                named,
+            }),
             Some(_) => explain_on_any(view, demand, &LabelSelector::any()),
-            None => explain_on_any(view, &demand_in_group(demand, *id, *bundle_index), &LabelSelector::any()),
+            None => explain_on_any(
+                view,
+                &demand_in_group(demand, *id, *bundle_index),
+                &LabelSelector::any(),
+            ),
         },
     }
 }
 
 /// Why no working node with the labels could ever hold `demand`, or `None` where one could.
-pub(crate) fn explain_on_any(view: &ClusterView, demand: &ResourceSet, selector: &LabelSelector) -> Option<Infeasibility> {
+pub(crate) fn explain_on_any(
+    view: &ClusterView,
+    demand: &ResourceSet,
+    selector: &LabelSelector,
+) -> Option<Infeasibility> {
     let working: Vec<(NodeId, &NodeView)> = view.working_nodes().collect();
     if working.is_empty() {
         let draining = view.nodes.values().filter(|node| node.alive && node.draining).count();
         return Some(Infeasibility::NoNodes { draining });
     }
-    let suitable: Vec<(NodeId, &NodeView)> =
-        working.iter().copied().filter(|(_, node)| selector.matches(&node.labels)).collect();
+    let suitable: Vec<(NodeId, &NodeView)> = working
+        .iter()
+        .copied()
+        .filter(|(_, node)| selector.matches(&node.labels))
+        .collect();
     if suitable.is_empty() {
         return Some(explain_labels(&working, selector));
     }
     if suitable.iter().any(|(_, node)| node.fits_ever(demand)) {
         return None;
     }
-    for (name, wanted) in demand.iter() {
-        let largest = suitable.iter().map(|(_, node)| node.total.get(name)).max().unwrap_or_default();
-        if largest < wanted {
-            return Some(explain_one_name(&suitable, name, wanted, largest));
-        }
+    let largest = |name: &ResourceName| {
+        suitable
+            .iter()
+            .map(|(_, node)| node.total.get(name))
+            .max()
+            .unwrap_or_default()
+    };
+    let too_much = demand.iter().filter(|(name, wanted)| largest(name) < *wanted);
+    // A bundle says more than its group's common name, which misses the same.
+    let is_common = |name: &ResourceName| name.group().is_some_and(|group| group.bundle_index.is_none());
+    if let Some((name, wanted)) = too_much.min_by_key(|(name, _)| is_common(name)) {
+        return Some(explain_one_name(&suitable, name, wanted, largest(name)));
     }
     let shortages = suitable.iter().map(|(id, node)| (*id, lasting_shortages(node, demand)));
     let (closest, missing) = shortages.min_by_key(|(_, missing)| missing.len())?;
-    Some(Infeasibility::NotTogether { demand: demand.clone(), closest, missing })
+    Some(Infeasibility::NotTogether {
+        demand: demand.clone(),
+        closest,
+        missing,
+    })
 }
 
-fn explain_one_name(suitable: &[(NodeId, &NodeView)], name: &ResourceName, wanted: Quantity, largest: Quantity) -> Infeasibility {
+fn explain_one_name(
+    suitable: &[(NodeId, &NodeView)],
+    name: &ResourceName,
+    wanted: Quantity,
+    largest: Quantity,
+) -> Infeasibility {
     let Some(group) = name.group() else {
-        return Infeasibility::TooMuch { resource: name.clone(), wanted, largest, nodes: suitable.len() };
+        return Infeasibility::TooMuch {
+            resource: name.clone(),
+            wanted,
+            largest,
+            nodes: suitable.len(),
+        };
     };
     let placement_group = group.placement_group;
     let shown = |index: Option<u32>| {
@@ -274,42 +354,71 @@ fn explain_one_name(suitable: &[(NodeId, &NodeView)], name: &ResourceName, wante
                 other.placement_group == placement_group && (index.is_none() || other.bundle_index == index)
             })
         };
-        suitable.iter().any(|(_, node)| node.total.iter().any(|(name, _)| same(name)))
+        suitable
+            .iter()
+            .any(|(_, node)| node.total.iter().any(|(name, _)| same(name)))
     };
     match group.bundle_index {
         _ if !shown(None) => Infeasibility::GroupMissing { placement_group },
-        Some(bundle_index) if !shown(Some(bundle_index)) => {
-            Infeasibility::BundleMissing { placement_group, bundle_index }
-        }
+        Some(bundle_index) if !shown(Some(bundle_index)) => Infeasibility::BundleMissing {
+            placement_group,
+            bundle_index,
+        },
         bundle_index => {
             let resource = group.base.clone();
-            Infeasibility::BeyondBundle { placement_group, bundle_index, resource, wanted, largest }
+            Infeasibility::BeyondBundle {
+                placement_group,
+                bundle_index,
+                resource,
+                wanted,
+                largest,
+            }
         }
     }
 }
 
 fn explain_labels(working: &[(NodeId, &NodeView)], selector: &LabelSelector) -> Infeasibility {
-    let keys: BTreeSet<&str> = selector.constraints.iter().map(|constraint| constraint.key.as_str()).collect();
+    let keys: BTreeSet<&str> = selector
+        .constraints
+        .iter()
+        .map(|constraint| constraint.key.as_str())
+        .collect();
     let values = |key: &str| -> Vec<String> {
         let labels = working.iter().map(|(_, node)| &node.labels);
         let values: BTreeSet<&String> = labels.filter_map(|labels: &Labels| labels.get(key)).collect();
         values.into_iter().cloned().collect()
     };
     let seen = keys.into_iter().map(|key| (key.to_string(), values(key))).collect();
-    Infeasibility::Labels { selector: selector.clone(), seen }
+    Infeasibility::Labels {
+        selector: selector.clone(),
+        seen,
+    }
 }
 
 /// What of `demand` the node never has.
 fn lasting_shortages(node: &NodeView, demand: &ResourceSet) -> Vec<Shortage> {
-    shortages(node, demand).into_iter().filter(Shortage::is_infeasible).collect()
+    shortages(node, demand)
+        .into_iter()
+        .filter(Shortage::is_infeasible)
+        .collect()
 }
 
 /// What of `demand` the node does not have free, with what it never has first.
 pub fn shortages(node: &NodeView, demand: &ResourceSet) -> Vec<Shortage> {
     let short = |(name, wanted): (&ResourceName, Quantity)| {
         let (total, available) = (node.total.get(name), node.available.get(name));
-        let kind = if wanted > total { ShortageKind::Infeasible } else { ShortageKind::Busy };
-        let shortage = Shortage { resource: name.clone(), wanted, total, available, kind };
+        let kind = if wanted > total {
+            ShortageKind::Infeasible
+        } else {
+            ShortageKind::Busy
+        };
+        let shortage = Shortage {
+            resource: name.clone(),
+            wanted,
+            total,
+            available,
+            kind,
+        };
         (wanted > total || wanted > available).then_some(shortage)
     };
     let mut all: Vec<Shortage> = demand.iter().filter_map(short).collect();

@@ -18,7 +18,10 @@ pub(crate) enum InlineVec<T, const N: usize> {
 
 impl<T: Default, const N: usize> InlineVec<T, N> {
     pub(crate) fn new() -> Self {
-        Self::Inline { len: 0, places: std::array::from_fn(|_| T::default()) }
+        Self::Inline {
+            len: 0,
+            places: std::array::from_fn(|_| T::default()),
+        }
     }
 
     pub(crate) fn push(&mut self, item: T) {

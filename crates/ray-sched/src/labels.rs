@@ -78,15 +78,25 @@ impl LabelSelector {
             for value in &values {
                 check_value(key, value, listed.is_some() || negated)?;
             }
-            let operator = if negated { LabelOperator::NotIn(values) } else { LabelOperator::In(values) };
-            selector.constraints.push(LabelConstraint { key: key.to_string(), operator });
+            let operator = if negated {
+                LabelOperator::NotIn(values)
+            } else {
+                LabelOperator::In(values)
+            };
+            selector.constraints.push(LabelConstraint {
+                key: key.to_string(),
+                operator,
+            });
         }
         Ok(selector)
     }
 
     /// This selector with one more constraint.
     pub fn with(mut self, key: &str, operator: LabelOperator) -> Self {
-        self.constraints.push(LabelConstraint { key: key.to_string(), operator });
+        self.constraints.push(LabelConstraint {
+            key: key.to_string(),
+            operator,
+        });
         self
     }
 
@@ -131,11 +141,16 @@ pub fn check_labels(labels: &Labels) -> Result<(), SchedError> {
 }
 
 fn check_key(key: &str) -> Result<(), SchedError> {
-    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    let (prefix, name) = key
+        .split_once('/')
+        .map_or((None, key), |(prefix, name)| (Some(prefix), name));
     if !is_label_text(name) || prefix.is_some_and(|prefix| prefix.is_empty() || prefix.len() > 253) {
         let problem = "a key is an optional prefix and '/', then 1 to 63 letters, digits, '-', '_' or '.', \
                        with a letter or digit at both ends";
-        return Err(SchedError::BadLabel { key: key.to_string(), problem: problem.to_string() });
+        return Err(SchedError::BadLabel {
+            key: key.to_string(),
+            problem: problem.to_string(),
+        });
     }
     Ok(())
 }
@@ -147,7 +162,10 @@ fn check_value(key: &str, value: &str, required: bool) -> Result<(), SchedError>
     let problem = format!(
         "the value {value:?} is not up to 63 letters, digits, '-', '_' or '.', with a letter or digit at both ends"
     );
-    Err(SchedError::BadLabel { key: key.to_string(), problem })
+    Err(SchedError::BadLabel {
+        key: key.to_string(),
+        problem,
+    })
 }
 
 fn is_label_text(text: &str) -> bool {
@@ -156,7 +174,9 @@ fn is_label_text(text: &str) -> bool {
     bytes.len() <= 63
         && ends_well(bytes.first())
         && ends_well(bytes.last())
-        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
+        && bytes
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
 }
 
 #[cfg(test)]
@@ -164,14 +184,18 @@ mod tests {
     use super::*;
 
     fn labels(pairs: &[(&str, &str)]) -> Labels {
-        pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+        pairs
+            .iter()
+            .map(|(key, value)| (key.to_string(), value.to_string()))
+            .collect()
     }
 
     #[test]
     fn each_operator_matches_as_named() {
         let us = labels(&[("region", "us")]);
         let none = labels(&[]);
-        let matches = |operator: LabelOperator, labels: &Labels| LabelSelector::any().with("region", operator).matches(labels);
+        let matches =
+            |operator: LabelOperator, labels: &Labels| LabelSelector::any().with("region", operator).matches(labels);
         let list = || vec!["us".to_string(), "eu".to_string()];
         assert!(matches(LabelOperator::In(list()), &us) && !matches(LabelOperator::In(list()), &none));
         assert!(!matches(LabelOperator::NotIn(list()), &us) && matches(LabelOperator::NotIn(list()), &none));

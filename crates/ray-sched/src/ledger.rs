@@ -40,16 +40,32 @@ pub(crate) struct Slot {
 
 impl Slot {
     pub(crate) fn plain(name: ResourceName, total: Quantity) -> Self {
-        Self { name, total, available: total, debt: Quantity::ZERO, devices: None }
+        Self {
+            name,
+            total,
+            available: total,
+            debt: Quantity::ZERO,
+            devices: None,
+        }
     }
 
     pub(crate) fn with_devices(name: ResourceName, shares: impl IntoIterator<Item = DeviceShare>) -> Self {
         let devices: Vec<Device> = shares
             .into_iter()
-            .map(|device| Device { index: device.index, capacity: device.share, free: device.share })
+            .map(|device| Device {
+                index: device.index,
+                capacity: device.share,
+                free: device.share,
+            })
             .collect();
         let total = devices.iter().map(|device| device.capacity).sum();
-        Self { name, total, available: total, debt: Quantity::ZERO, devices: Some(devices) }
+        Self {
+            name,
+            total,
+            available: total,
+            debt: Quantity::ZERO,
+            devices: Some(devices),
+        }
     }
 
     /// Takes away what is free at once; says whether it could.
@@ -82,7 +98,12 @@ impl Slot {
     pub(crate) fn tightest_device(&self, share: Quantity) -> Option<DeviceShare> {
         let devices = self.devices.as_ref()?.iter();
         let fitting = devices.filter(|device| device.free >= share);
-        fitting.min_by_key(|device| (device.free, device.index)).map(|device| DeviceShare { index: device.index, share: device.free })
+        fitting
+            .min_by_key(|device| (device.free, device.index))
+            .map(|device| DeviceShare {
+                index: device.index,
+                share: device.free,
+            })
     }
 
     /// The most that is free on any one device.
@@ -104,7 +125,10 @@ impl Slot {
 
     fn change_device(&mut self, index: u32, change: Quantity) {
         let device = self.devices.iter_mut().flatten().find(|device| device.index == index);
-        debug_assert!(device.is_some(), "a share is only taken from and put back to a device of the same slot");
+        debug_assert!(
+            device.is_some(),
+            "a share is only taken from and put back to a device of the same slot"
+        );
         if let Some(device) = device {
             device.free += change;
         }
@@ -115,14 +139,18 @@ impl Slot {
         if self.total.is_negative() || self.available > self.total {
             return wrong("available is above the total");
         }
-        if self.debt.is_negative() || (self.available.is_negative() || !self.debt.is_zero()) && -self.available != self.debt {
+        if self.debt.is_negative()
+            || (self.available.is_negative() || !self.debt.is_zero()) && -self.available != self.debt
+        {
             return wrong("available is below zero by other than the booked debt");
         }
         let Some(devices) = &self.devices else { return Ok(()) };
         if !self.debt.is_zero() {
             return wrong("a resource with devices has debt");
         }
-        let sound = |device: &Device| Quantity::ZERO <= device.free && device.free <= device.capacity && device.capacity <= Quantity::ONE;
+        let sound = |device: &Device| {
+            Quantity::ZERO <= device.free && device.free <= device.capacity && device.capacity <= Quantity::ONE
+        };
         if !devices.iter().all(sound) || !devices.windows(2).all(|pair| pair[0].index < pair[1].index) {
             return wrong("a device is given out beyond its capacity or listed twice");
         }
@@ -152,16 +180,25 @@ impl Ledger {
     }
 
     pub(crate) fn slot(&self, name: &ResourceName) -> Option<&Slot> {
-        self.slots.binary_search_by(|slot| slot.name.cmp(name)).ok().map(|at| &self.slots[at])
+        self.slots
+            .binary_search_by(|slot| slot.name.cmp(name))
+            .ok()
+            .map(|at| &self.slots[at])
     }
 
     pub(crate) fn slot_mut(&mut self, name: &ResourceName) -> Option<&mut Slot> {
-        self.slots.binary_search_by(|slot| slot.name.cmp(name)).ok().map(|at| &mut self.slots[at])
+        self.slots
+            .binary_search_by(|slot| slot.name.cmp(name))
+            .ok()
+            .map(|at| &mut self.slots[at])
     }
 
     pub(crate) fn validate(&self) -> Result<(), SchedError> {
         if !self.slots.windows(2).all(|pair| pair[0].name < pair[1].name) {
-            return Err(SchedError::Inconsistent(format!("slots are not sorted: {:?}", self.slots)));
+            return Err(SchedError::Inconsistent(format!(
+                "slots are not sorted: {:?}",
+                self.slots
+            )));
         }
         self.slots.iter().try_for_each(Slot::validate)
     }

@@ -8,6 +8,7 @@
 //! 2. A device is given out to at most one whole.
 //! 3. A chosen node is alive, not draining and has what is asked for; a choice that is not a node has an explanation.
 
+mod arrange;
 pub mod bundles;
 pub mod error;
 pub mod explain;
@@ -20,7 +21,9 @@ pub mod quantity;
 pub mod resource_set;
 pub mod view;
 
-pub use bundles::{place_bundles, place_bundles_with, BundleRequest, Placement, PlacementConstraints, PlacementStrategy};
+pub use bundles::{
+    place_bundles, place_bundles_with, BundleRequest, Placement, PlacementConstraints, PlacementStrategy,
+};
 pub use error::SchedError;
 pub use explain::{explain_infeasible, Infeasibility, Shortage, ShortageKind, Unavailability};
 pub use labels::{LabelConstraint, LabelOperator, LabelSelector, Labels};

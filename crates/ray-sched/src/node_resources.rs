@@ -65,7 +65,12 @@ impl Allocation {
 
     /// The indices of the devices of `name` held, ascending.
     pub fn device_ids(&self, name: &ResourceName) -> Vec<u32> {
-        let mut ids: Vec<u32> = self.draws.iter().filter(|draw| draw.name == *name).filter_map(|draw| draw.device).collect();
+        let mut ids: Vec<u32> = self
+            .draws
+            .iter()
+            .filter(|draw| draw.name == *name)
+            .filter_map(|draw| draw.device)
+            .collect();
         ids.sort_unstable();
         ids.dedup();
         ids
@@ -145,14 +150,27 @@ impl NodeResources {
                 slots.push(Slot::plain(name.clone(), quantity));
                 continue;
             }
-            let whole = u32::try_from(quantity.whole_units()).ok().filter(|_| quantity.is_whole());
+            let whole = u32::try_from(quantity.whole_units())
+                .ok()
+                .filter(|_| quantity.is_whole());
             let Some(count) = whole else {
                 let (resource, value) = (name.to_string(), quantity.to_f64());
                 return Err(SchedError::FractionalDevices { resource, value });
             };
-            slots.push(Slot::with_devices(name.clone(), (0..count).map(|index| DeviceShare { index, share: Quantity::ONE })));
+            slots.push(Slot::with_devices(
+                name.clone(),
+                (0..count).map(|index| DeviceShare {
+                    index,
+                    share: Quantity::ONE,
+                }),
+            ));
         }
-        Ok(Self { ledger: Ledger::new(slots), labels, bundles: BTreeMap::new(), revision: 0 })
+        Ok(Self {
+            ledger: Ledger::new(slots),
+            labels,
+            bundles: BTreeMap::new(),
+            revision: 0,
+        })
     }
 
     /// The node's labels.
@@ -176,7 +194,10 @@ impl NodeResources {
                 None => complete = self.draw(&[Pool::Node], name, wanted, &mut allocation),
                 Some(group) => match group.bundle_index {
                     None => common_names = true,
-                    Some(index) => complete = self.draw_in_bundle(group.placement_group, index, &group.base, wanted, &mut allocation),
+                    Some(index) => {
+                        complete =
+                            self.draw_in_bundle(group.placement_group, index, &group.base, wanted, &mut allocation)
+                    }
                 },
             }
             if !complete {
@@ -242,20 +263,34 @@ impl NodeResources {
     ) -> Result<(), SchedError> {
         if let Some(bundle) = self.bundle(placement_group, bundle_index) {
             return match bundle.state {
-                BundleState::Removing => Err(SchedError::BundleRemoving { placement_group, bundle_index, leases: bundle.draws }),
+                BundleState::Removing => Err(SchedError::BundleRemoving {
+                    placement_group,
+                    bundle_index,
+                    leases: bundle.draws,
+                }),
                 _ if bundle.resources == *resources => Ok(()),
-                _ => Err(SchedError::BundleConflict { placement_group, bundle_index }),
+                _ => Err(SchedError::BundleConflict {
+                    placement_group,
+                    bundle_index,
+                }),
             };
         }
         if resources.is_empty() {
             return Err(SchedError::EmptyBundle { bundle_index });
         }
-        if let Some((name, _)) = resources.iter().find(|(name, _)| name.group().is_some() || name.as_str() == BUNDLE_MARKER) {
+        if let Some((name, _)) = resources
+            .iter()
+            .find(|(name, _)| name.group().is_some() || name.as_str() == BUNDLE_MARKER)
+        {
             return Err(SchedError::ReservedName { name: name.to_string() });
         }
         let reserved = self
             .allocate(resources)
-            .map_err(|shortage| SchedError::BundleDoesNotFit { placement_group, bundle_index, shortage })?;
+            .map_err(|shortage| SchedError::BundleDoesNotFit {
+                placement_group,
+                bundle_index,
+                shortage,
+            })?;
         let bundle = Bundle::new(placement_group, bundle_index, resources.clone(), reserved);
         let group = self.bundles.entry(placement_group).or_default();
         let at = group.partition_point(|other| other.index < bundle_index);
@@ -265,10 +300,17 @@ impl NodeResources {
 
     /// Shows a prepared bundle and opens it to leases. Repeating it is harmless.
     pub fn commit_bundle(&mut self, placement_group: PlacementGroupId, bundle_index: u32) -> Result<(), SchedError> {
-        let unknown = SchedError::BundleUnknown { placement_group, bundle_index };
+        let unknown = SchedError::BundleUnknown {
+            placement_group,
+            bundle_index,
+        };
         let bundle = self.bundle_mut(placement_group, bundle_index).ok_or(unknown)?;
         if bundle.state == BundleState::Removing {
-            return Err(SchedError::BundleRemoving { placement_group, bundle_index, leases: bundle.draws });
+            return Err(SchedError::BundleRemoving {
+                placement_group,
+                bundle_index,
+                leases: bundle.draws,
+            });
         }
         bundle.state = BundleState::Committed;
         self.revision += 1;
@@ -304,9 +346,11 @@ impl NodeResources {
 
     /// Every bundle here, as a restarted control plane asks for them.
     pub fn bundles(&self) -> impl Iterator<Item = (PlacementGroupId, u32, BundleState, &ResourceSet)> + '_ {
-        self.bundles
-            .iter()
-            .flat_map(|(id, group)| group.iter().map(|bundle| (*id, bundle.index, bundle.state, &bundle.resources)))
+        self.bundles.iter().flat_map(|(id, group)| {
+            group
+                .iter()
+                .map(|bundle| (*id, bundle.index, bundle.state, &bundle.resources))
+        })
     }
 
     /// The total of one resource, also under a group name.
@@ -322,7 +366,10 @@ impl NodeResources {
     /// How much CPU is in use beyond the total, by resumed workers.
     pub fn cpu_debt(&self) -> Quantity {
         let ledgers = std::iter::once(&self.ledger).chain(self.bundles.values().flatten().map(|bundle| &bundle.ledger));
-        ledgers.filter_map(|ledger| ledger.slot(&ResourceName::CPU)).map(|slot| slot.debt).sum()
+        ledgers
+            .filter_map(|ledger| ledger.slot(&ResourceName::CPU))
+            .map(|slot| slot.debt)
+            .sum()
     }
 
     /// All totals, with the names of committed bundles.
@@ -340,15 +387,24 @@ impl NodeResources {
     pub fn available_if_released<'a>(&self, allocations: impl IntoIterator<Item = &'a Allocation>) -> ResourceSet {
         let mut freed: Vec<(Pool, &ResourceName, Quantity)> = Vec::new();
         for allocation in allocations {
-            for draw in allocation.draws.iter().filter(|draw| !(allocation.cpu_given_back && draw.is_lendable_cpu())) {
-                match freed.iter_mut().find(|(pool, name, _)| *pool == draw.pool && **name == draw.name) {
+            for draw in allocation
+                .draws
+                .iter()
+                .filter(|draw| !(allocation.cpu_given_back && draw.is_lendable_cpu()))
+            {
+                match freed
+                    .iter_mut()
+                    .find(|(pool, name, _)| *pool == draw.pool && **name == draw.name)
+                {
                     Some((_, _, quantity)) => *quantity += draw.quantity,
                     None => freed.push((draw.pool, &draw.name, draw.quantity)),
                 }
             }
         }
         self.set_of_pools(|pool, slot| {
-            let more = freed.iter().find(|(freed_pool, name, _)| *freed_pool == pool && **name == slot.name);
+            let more = freed
+                .iter()
+                .find(|(freed_pool, name, _)| *freed_pool == pool && **name == slot.name);
             (slot.available + more.map_or(Quantity::ZERO, |(_, _, quantity)| *quantity)).at_least_zero()
         })
     }
@@ -363,7 +419,13 @@ impl NodeResources {
                 (false, true) => ShortageKind::Busy,
                 (false, false) => return None,
             };
-            Some(Shortage { resource: name.clone(), wanted, total, available, kind })
+            Some(Shortage {
+                resource: name.clone(),
+                wanted,
+                total,
+                available,
+                kind,
+            })
         };
         let mut busy = None;
         for shortage in demand.iter().filter_map(short) {
@@ -386,7 +448,9 @@ impl NodeResources {
         for (id, group) in &self.bundles {
             let sorted = group.windows(2).all(|pair| pair[0].index < pair[1].index);
             if group.is_empty() || !sorted {
-                return Err(SchedError::Inconsistent(format!("the bundles of {id} are not sorted or none")));
+                return Err(SchedError::Inconsistent(format!(
+                    "the bundles of {id} are not sorted or none"
+                )));
             }
             for bundle in group {
                 bundle.validate(*id)?;
@@ -396,11 +460,17 @@ impl NodeResources {
     }
 
     fn bundle(&self, placement_group: PlacementGroupId, bundle_index: u32) -> Option<&Bundle> {
-        self.bundles.get(&placement_group)?.iter().find(|bundle| bundle.index == bundle_index)
+        self.bundles
+            .get(&placement_group)?
+            .iter()
+            .find(|bundle| bundle.index == bundle_index)
     }
 
     fn bundle_mut(&mut self, placement_group: PlacementGroupId, bundle_index: u32) -> Option<&mut Bundle> {
-        self.bundles.get_mut(&placement_group)?.iter_mut().find(|bundle| bundle.index == bundle_index)
+        self.bundles
+            .get_mut(&placement_group)?
+            .iter_mut()
+            .find(|bundle| bundle.index == bundle_index)
     }
 
     fn slot(&self, pool: Pool, name: &ResourceName) -> Option<&Slot> {
@@ -432,13 +502,21 @@ impl NodeResources {
     /// Draws what a demand asks for under the common names of groups beyond what it drew from single bundles.
     fn draw_from_groups(&mut self, demand: &ResourceSet, allocation: &mut Allocation) -> bool {
         let drawn_from_bundles = |common: &ResourceName| -> Quantity {
-            let Some(common) = common.group() else { return Quantity::ZERO };
+            let Some(common) = common.group() else {
+                return Quantity::ZERO;
+            };
             let same = |name: &ResourceName| {
                 name.group().is_some_and(|group| {
-                    group.bundle_index.is_some() && group.placement_group == common.placement_group && group.base == common.base
+                    group.bundle_index.is_some()
+                        && group.placement_group == common.placement_group
+                        && group.base == common.base
                 })
             };
-            demand.iter().filter(|(name, _)| same(name)).map(|(_, quantity)| quantity).sum()
+            demand
+                .iter()
+                .filter(|(name, _)| same(name))
+                .map(|(_, quantity)| quantity)
+                .sum()
         };
         let mut rest: Vec<(&ResourceName, PlacementGroupId, Quantity)> = Vec::new();
         for (name, wanted) in demand.iter() {
@@ -455,7 +533,10 @@ impl NodeResources {
             rest = later;
             let now: Vec<(&ResourceName, PlacementGroupId, Quantity)> = now;
             let pools = self.group_pools(placement_group, &now);
-            if !now.iter().all(|(base, _, wanted)| self.draw(&pools, base, *wanted, allocation)) {
+            if !now
+                .iter()
+                .all(|(base, _, wanted)| self.draw(&pools, base, *wanted, allocation))
+            {
                 return false;
             }
         }
@@ -480,14 +561,22 @@ impl NodeResources {
 
     /// Draws `wanted` from the first pools that have it; what it drew before it failed is in `allocation`.
     fn draw(&mut self, pools: &[Pool], name: &ResourceName, wanted: Quantity, allocation: &mut Allocation) -> bool {
-        let has_devices = pools.iter().any(|pool| self.slot(*pool, name).is_some_and(|slot| slot.devices.is_some()));
+        let has_devices = pools
+            .iter()
+            .any(|pool| self.slot(*pool, name).is_some_and(|slot| slot.devices.is_some()));
         if has_devices {
             return self.draw_devices(pools, name, wanted, allocation);
         }
         let mut missing = wanted;
         for pool in pools {
-            let Some(slot) = self.slot_mut(*pool, name) else { continue };
-            let quantity = if pools.len() == 1 { missing } else { missing.min(slot.available.at_least_zero()) };
+            let Some(slot) = self.slot_mut(*pool, name) else {
+                continue;
+            };
+            let quantity = if pools.len() == 1 {
+                missing
+            } else {
+                missing.min(slot.available.at_least_zero())
+            };
             if quantity > Quantity::ZERO && slot.take(quantity) {
                 missing -= quantity;
                 self.note_draw(*pool, name, quantity, None, allocation);
@@ -500,8 +589,17 @@ impl NodeResources {
     }
 
     /// Draws whole devices one by one and then the fraction, each from the pool and device where it fits tightest.
-    fn draw_devices(&mut self, pools: &[Pool], name: &ResourceName, wanted: Quantity, allocation: &mut Allocation) -> bool {
-        let whole = std::iter::repeat_n(Quantity::ONE, usize::try_from(wanted.whole_units()).unwrap_or(usize::MAX));
+    fn draw_devices(
+        &mut self,
+        pools: &[Pool],
+        name: &ResourceName,
+        wanted: Quantity,
+        allocation: &mut Allocation,
+    ) -> bool {
+        let whole = std::iter::repeat_n(
+            Quantity::ONE,
+            usize::try_from(wanted.whole_units()).unwrap_or(usize::MAX),
+        );
         let fraction = Some(wanted.fraction()).filter(|fraction| !fraction.is_zero());
         for share in whole.chain(fraction) {
             let best = pools
@@ -517,13 +615,25 @@ impl NodeResources {
         true
     }
 
-    fn note_draw(&mut self, pool: Pool, name: &ResourceName, quantity: Quantity, device: Option<u32>, allocation: &mut Allocation) {
+    fn note_draw(
+        &mut self,
+        pool: Pool,
+        name: &ResourceName,
+        quantity: Quantity,
+        device: Option<u32>,
+        allocation: &mut Allocation,
+    ) {
         if let Pool::Bundle(placement_group, index) = pool {
             if let Some(bundle) = self.bundle_mut(placement_group, index) {
                 bundle.draws += 1;
             }
         }
-        allocation.draws.push(Draw { pool, name: name.clone(), quantity, device });
+        allocation.draws.push(Draw {
+            pool,
+            name: name.clone(),
+            quantity,
+            device,
+        });
     }
 
     fn return_draws(&mut self, allocation: &Allocation) {
@@ -579,7 +689,11 @@ impl NodeResources {
     }
 
     fn set_of_pools(&self, amount: impl Fn(Pool, &Slot) -> Quantity) -> ResourceSet {
-        let own = self.ledger.slots().iter().map(|slot| (slot.name.clone(), amount(Pool::Node, slot)));
+        let own = self
+            .ledger
+            .slots()
+            .iter()
+            .map(|slot| (slot.name.clone(), amount(Pool::Node, slot)));
         let mut set: ResourceSet = own.collect();
         for (id, group) in &self.bundles {
             for bundle in group.iter().filter(|bundle| bundle.state == BundleState::Committed) {
@@ -594,21 +708,29 @@ impl NodeResources {
     }
 
     fn device_shortage(&self, demand: &ResourceSet) -> Shortage {
-        let with_devices = demand.iter().find_map(|(name, wanted)| {
-            let base = name.group().map_or(name, |group| &group.base);
-            let shares = self.pools_of(name).filter_map(|ledger| ledger.slot(base)?.largest_device_share());
-            let largest_share = shares.max()?;
-            let needed = if wanted >= Quantity::ONE { Quantity::ONE } else { wanted };
-            let whole_free: i64 = self.pools_of(name).filter_map(|ledger| ledger.slot(base)).map(free_devices).sum();
-            (largest_share < needed || whole_free < wanted.whole_units() || !wanted.fraction().is_zero())
-                .then_some((name, wanted, largest_share))
-        });
+        let with_devices =
+            demand.iter().find_map(|(name, wanted)| {
+                let base = name.group().map_or(name, |group| &group.base);
+                let shares = self
+                    .pools_of(name)
+                    .filter_map(|ledger| ledger.slot(base)?.largest_device_share());
+                let largest_share = shares.max()?;
+                let needed = if wanted >= Quantity::ONE { Quantity::ONE } else { wanted };
+                let whole_free: i64 = self
+                    .pools_of(name)
+                    .filter_map(|ledger| ledger.slot(base))
+                    .map(free_devices)
+                    .sum();
+                (largest_share < needed || whole_free < wanted.whole_units() || !wanted.fraction().is_zero())
+                    .then_some((name, wanted, largest_share))
+            });
         let (name, wanted, largest_share) = match with_devices {
             Some(found) => found,
             // Only devices can fail where all sums suffice; were it otherwise, the first name is still true to say.
-            None => demand.iter().next().map_or((&ResourceName::CPU, Quantity::ZERO, Quantity::ZERO), |(name, wanted)| {
-                (name, wanted, Quantity::ZERO)
-            }),
+            None => demand.iter().next().map_or(
+                (&ResourceName::CPU, Quantity::ZERO, Quantity::ZERO),
+                |(name, wanted)| (name, wanted, Quantity::ZERO),
+            ),
         };
         Shortage {
             resource: name.clone(),
@@ -622,17 +744,25 @@ impl NodeResources {
     fn pools_of<'a>(&'a self, name: &'a ResourceName) -> impl Iterator<Item = &'a Ledger> + 'a {
         let group = name.group();
         let own = group.is_none().then_some(&self.ledger);
-        let bundles = group.and_then(|group| self.bundles.get(&group.placement_group)).into_iter().flatten();
+        let bundles = group
+            .and_then(|group| self.bundles.get(&group.placement_group))
+            .into_iter()
+            .flatten();
         let wanted = move |bundle: &&Bundle| {
             let index = group.and_then(|group| group.bundle_index);
             bundle.state == BundleState::Committed && index.is_none_or(|index| index == bundle.index)
         };
-        own.into_iter().chain(bundles.filter(wanted).map(|bundle| &bundle.ledger))
+        own.into_iter()
+            .chain(bundles.filter(wanted).map(|bundle| &bundle.ledger))
     }
 }
 
 fn free_devices(slot: &Slot) -> i64 {
-    slot.devices.iter().flatten().filter(|device| device.free == Quantity::ONE).count() as i64
+    slot.devices
+        .iter()
+        .flatten()
+        .filter(|device| device.free == Quantity::ONE)
+        .count() as i64
 }
 
 impl Bundle {
@@ -643,15 +773,37 @@ impl Bundle {
                 .draws
                 .iter()
                 .filter(|draw| draw.name == *name)
-                .filter_map(|draw| draw.device.map(|index| DeviceShare { index, share: draw.quantity }))
+                .filter_map(|draw| {
+                    draw.device.map(|index| DeviceShare {
+                        index,
+                        share: draw.quantity,
+                    })
+                })
                 .collect();
             shares.sort_by_key(|share| share.index);
-            slots.push(if shares.is_empty() { Slot::plain(name.clone(), quantity) } else { Slot::with_devices(name.clone(), shares) });
+            slots.push(if shares.is_empty() {
+                Slot::plain(name.clone(), quantity)
+            } else {
+                Slot::with_devices(name.clone(), shares)
+            });
         }
         let ledger = Ledger::new(slots);
-        let in_both = |slot: &Slot| (slot.name.in_group(placement_group, Some(index)), slot.name.in_group(placement_group, None));
+        let in_both = |slot: &Slot| {
+            (
+                slot.name.in_group(placement_group, Some(index)),
+                slot.name.in_group(placement_group, None),
+            )
+        };
         let names = ledger.slots().iter().map(in_both).collect();
-        Self { index, state: BundleState::Prepared, resources, reserved, ledger, names, draws: 0 }
+        Self {
+            index,
+            state: BundleState::Prepared,
+            resources,
+            reserved,
+            ledger,
+            names,
+            draws: 0,
+        }
     }
 
     fn validate(&self, placement_group: PlacementGroupId) -> Result<(), SchedError> {
@@ -660,7 +812,12 @@ impl Bundle {
             let place = format!("bundle {} of {placement_group}", self.index);
             Err(SchedError::Inconsistent(format!("{place}: {what}")))
         };
-        let mut totals: ResourceSet = self.ledger.slots().iter().map(|slot| (slot.name.clone(), slot.total)).collect();
+        let mut totals: ResourceSet = self
+            .ledger
+            .slots()
+            .iter()
+            .map(|slot| (slot.name.clone(), slot.total))
+            .collect();
         totals.set(ResourceName::new(BUNDLE_MARKER), Quantity::ZERO);
         if totals != self.resources || self.reserved.resources() != self.resources {
             return wrong("its totals are not what is reserved for it");

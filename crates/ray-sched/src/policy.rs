@@ -67,7 +67,12 @@ pub struct HybridSettings {
 
 impl Default for HybridSettings {
     fn default() -> Self {
-        Self { spread_threshold: 0.5, top_k_fraction: 0.2, top_k_absolute: 1, avoid_gpu_nodes: true }
+        Self {
+            spread_threshold: 0.5,
+            top_k_fraction: 0.2,
+            top_k_absolute: 1,
+            avoid_gpu_nodes: true,
+        }
     }
 }
 
@@ -94,7 +99,16 @@ pub fn choose_node(
     spread_cursor: &mut u64,
 ) -> Choice {
     let any = LabelSelector::any();
-    choose_node_with(&HybridSettings::default(), &any, view, demand, strategy, preferred, rng, spread_cursor)
+    choose_node_with(
+        &HybridSettings::default(),
+        &any,
+        view,
+        demand,
+        strategy,
+        preferred,
+        rng,
+        spread_cursor,
+    )
 }
 
 /// Chooses a node for `demand`.
@@ -114,22 +128,35 @@ pub fn choose_node_with(
     rng: &mut dyn FnMut() -> u64,
     spread_cursor: &mut u64,
 ) -> Choice {
-    let mut chooser = Chooser { settings, view, preferred, rng };
+    let mut chooser = Chooser {
+        settings,
+        view,
+        preferred,
+        rng,
+    };
     match strategy {
         SchedulingStrategy::Default => chooser.hybrid_or_reason(demand, selector),
         SchedulingStrategy::Spread => chooser.spread(demand, selector, spread_cursor),
-        SchedulingStrategy::NodeAffinity { node, soft: true, spill_on_unavailable, .. } => {
-            match view.working_node(*node) {
-                Some(target) if target.fits_now(demand) => Choice::Node(*node),
-                Some(target) if target.fits_ever(demand) && !spill_on_unavailable => Choice::Busy(*node),
-                Some(target) if target.fits_ever(demand) => match chooser.hybrid(demand, selector) {
-                    Some(Choice::Node(other)) => Choice::Node(other),
-                    _ => Choice::Busy(*node),
-                },
-                _ => chooser.hybrid_or_reason(demand, selector),
-            }
-        }
-        SchedulingStrategy::NodeAffinity { node, soft: false, fail_on_unavailable, .. } => {
+        SchedulingStrategy::NodeAffinity {
+            node,
+            soft: true,
+            spill_on_unavailable,
+            ..
+        } => match view.working_node(*node) {
+            Some(target) if target.fits_now(demand) => Choice::Node(*node),
+            Some(target) if target.fits_ever(demand) && !spill_on_unavailable => Choice::Busy(*node),
+            Some(target) if target.fits_ever(demand) => match chooser.hybrid(demand, selector) {
+                Some(Choice::Node(other)) => Choice::Node(other),
+                _ => Choice::Busy(*node),
+            },
+            _ => chooser.hybrid_or_reason(demand, selector),
+        },
+        SchedulingStrategy::NodeAffinity {
+            node,
+            soft: false,
+            fail_on_unavailable,
+            ..
+        } => {
             let Some(target) = view.nodes.get(node).filter(|target| target.alive) else {
                 return Choice::Unavailable(Unavailability::Dead(*node));
             };
@@ -160,7 +187,10 @@ pub fn choose_node_with(
         SchedulingStrategy::PlacementGroup { id, bundle_index, .. } => {
             let translated = match demand.placement_group() {
                 Some(named) if named != *id => {
-                    return Choice::Infeasible(Infeasibility::OtherGroup { placement_group: *id, named });
+                    return Choice::Infeasible(Infeasibility::OtherGroup {
+                        placement_group: *id,
+                        named,
+                    });
                 }
                 Some(_) => Cow::Borrowed(demand),
                 None => Cow::Owned(demand_in_group(demand, *id, *bundle_index)),
@@ -234,8 +264,11 @@ impl Chooser<'_> {
         }
         // The choice is random among the best few so that many deciders with one view do not rush to one node; but
         // not across the line between nodes with GPUs, which are avoided, and others.
-        let share = (self.view.nodes.len() as f64 * self.settings.top_k_fraction) as usize;
-        let alike = ranked.iter().take_while(|other| other.avoided == ranked[0].avoided).count();
+        let share = (view.working_nodes().count() as f64 * self.settings.top_k_fraction) as usize;
+        let alike = ranked
+            .iter()
+            .take_while(|other| other.avoided == ranked[0].avoided)
+            .count();
         let top = share.max(self.settings.top_k_absolute).max(1).min(alike);
         Some(Choice::Node(ranked[pick(self.rng, top)].node))
     }
@@ -264,7 +297,11 @@ impl Chooser<'_> {
         Ranked {
             node: id,
             avoided: self.is_avoided(node, demand),
-            score: if utilization < self.settings.spread_threshold { 0.0 } else { utilization },
+            score: if utilization < self.settings.spread_threshold {
+                0.0
+            } else {
+                utilization
+            },
             idle: utilization == 0.0,
             preferred: self.preferred == Some(id),
         }
@@ -296,7 +333,10 @@ impl Ranked {
     /// can leave), and then by id.
     fn order(&self, other: &Self) -> std::cmp::Ordering {
         let key = |ranked: &Self| (!ranked.preferred, ranked.idle, ranked.node);
-        self.avoided.cmp(&other.avoided).then(self.score.total_cmp(&other.score)).then_with(|| key(self).cmp(&key(other)))
+        self.avoided
+            .cmp(&other.avoided)
+            .then(self.score.total_cmp(&other.score))
+            .then_with(|| key(self).cmp(&key(other)))
     }
 }
 

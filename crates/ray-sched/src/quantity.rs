@@ -32,13 +32,22 @@ impl Quantity {
     pub fn from_f64(resource: &str, value: f64) -> Result<Self, SchedError> {
         let resource_name = || resource.to_string();
         if !value.is_finite() {
-            return Err(SchedError::NotANumber { resource: resource_name(), value });
+            return Err(SchedError::NotANumber {
+                resource: resource_name(),
+                value,
+            });
         }
         if value < 0.0 {
-            return Err(SchedError::Negative { resource: resource_name(), value });
+            return Err(SchedError::Negative {
+                resource: resource_name(),
+                value,
+            });
         }
         if value > Self::MAX.0 as f64 / Self::SCALE as f64 {
-            return Err(SchedError::TooLarge { resource: resource_name(), value });
+            return Err(SchedError::TooLarge {
+                resource: resource_name(),
+                value,
+            });
         }
         if value.fract() == 0.0 {
             // A whole float up to MAX is an exact integer, and so is its multiple.
@@ -48,7 +57,10 @@ impl Quantity {
         let nearest = scaled.round();
         // Decimal fractions are not exact as floats: what is off by rounding alone is off by a few parts in 2^53.
         if (scaled - nearest).abs() > f64::EPSILON * 4.0 * scaled {
-            return Err(SchedError::TooPrecise { resource: resource_name(), value });
+            return Err(SchedError::TooPrecise {
+                resource: resource_name(),
+                value,
+            });
         }
         Ok(Self(nearest as i64))
     }

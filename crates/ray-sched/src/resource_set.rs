@@ -95,7 +95,12 @@ impl ResourceName {
             Some(index) => format!("{self}_group_{index}_{placement_group}"),
             None => format!("{self}_group_{placement_group}"),
         };
-        Self(Name::Group(Arc::new(GroupName { text, base: self.clone(), placement_group, bundle_index })))
+        Self(Name::Group(Arc::new(GroupName {
+            text,
+            base: self.clone(),
+            placement_group,
+            bundle_index,
+        })))
     }
 
     /// The name as people write it.
@@ -150,7 +155,12 @@ impl GroupName {
             return None;
         }
         let base = ResourceName::new(base);
-        Some(Self { text: text.to_string(), base, placement_group, bundle_index })
+        Some(Self {
+            text: text.to_string(),
+            base,
+            placement_group,
+            bundle_index,
+        })
     }
 }
 
@@ -223,7 +233,10 @@ impl Default for UnitResources {
 impl UnitResources {
     /// GPUs and these names.
     pub fn with(names: &[&str]) -> Self {
-        let custom = names.iter().map(|name| ResourceName::new(name)).filter(|name| *name != ResourceName::GPU);
+        let custom = names
+            .iter()
+            .map(|name| ResourceName::new(name))
+            .filter(|name| *name != ResourceName::GPU);
         Self(std::iter::once(ResourceName::GPU).chain(custom).collect())
     }
 
@@ -270,7 +283,10 @@ impl ResourceSet {
             }
             let quantity = Quantity::from_f64(text, value)?;
             if units.contains(&name) && quantity > Quantity::ONE && !quantity.is_whole() {
-                return Err(SchedError::FractionalUnits { resource: text.to_string(), value });
+                return Err(SchedError::FractionalUnits {
+                    resource: text.to_string(),
+                    value,
+                });
             }
             set.set(name.clone(), quantity);
             seen.push(name);
@@ -280,7 +296,10 @@ impl ResourceSet {
 
     /// What a message carried: pairs of name and ten-thousandths, where what is not above zero is left out.
     pub fn from_raw<'a>(amounts: impl IntoIterator<Item = (&'a str, i64)>) -> Self {
-        amounts.into_iter().map(|(name, raw)| (ResourceName::new(name), Quantity::from_raw(raw))).collect()
+        amounts
+            .into_iter()
+            .map(|(name, raw)| (ResourceName::new(name), Quantity::from_raw(raw)))
+            .collect()
     }
 
     /// This set with `name` at `quantity`.
@@ -331,7 +350,11 @@ impl ResourceSet {
     pub fn covers(&self, demand: &Self) -> bool {
         // Both are sorted, so one pass over both is enough.
         let mut have = self.entries.iter();
-        demand.iter().all(|(name, wanted)| have.by_ref().find(|(held, _)| held >= name).is_some_and(|(held, amount)| held == name && *amount >= wanted))
+        demand.iter().all(|(name, wanted)| {
+            have.by_ref()
+                .find(|(held, _)| held >= name)
+                .is_some_and(|(held, amount)| held == name && *amount >= wanted)
+        })
     }
 
     /// The amounts in the order of their names.
@@ -351,7 +374,9 @@ impl ResourceSet {
 
     /// The placement group whose resources it asks for, if any.
     pub fn placement_group(&self) -> Option<PlacementGroupId> {
-        self.iter().find_map(|(name, _)| name.group()).map(|group| group.placement_group)
+        self.iter()
+            .find_map(|(name, _)| name.group())
+            .map(|group| group.placement_group)
     }
 
     fn find(&self, name: &ResourceName) -> Result<usize, usize> {
@@ -364,7 +389,9 @@ impl ResourceSet {
         if sorted && self.iter().all(|(_, quantity)| quantity > Quantity::ZERO) {
             return Ok(());
         }
-        Err(SchedError::Inconsistent(format!("{self:?} is not a sorted set of amounts above 0")))
+        Err(SchedError::Inconsistent(format!(
+            "{self:?} is not a sorted set of amounts above 0"
+        )))
     }
 }
 
@@ -450,8 +477,14 @@ mod tests {
     #[test]
     fn names_are_what_programs_see() {
         let hex = "ab".repeat(18);
-        assert_eq!(ResourceName::CPU.in_group(group_id(), Some(2)).as_str(), format!("CPU_group_2_{hex}"));
-        assert_eq!(ResourceName::CPU.in_group(group_id(), None).as_str(), format!("CPU_group_{hex}"));
+        assert_eq!(
+            ResourceName::CPU.in_group(group_id(), Some(2)).as_str(),
+            format!("CPU_group_2_{hex}")
+        );
+        assert_eq!(
+            ResourceName::CPU.in_group(group_id(), None).as_str(),
+            format!("CPU_group_{hex}")
+        );
         let read = ResourceName::new(&format!("my_group_x_group_7_{hex}"));
         let group = read.group().unwrap();
         assert_eq!((group.base.as_str(), group.bundle_index), ("my_group_x", Some(7)));
@@ -463,7 +496,11 @@ mod tests {
     #[test]
     fn a_demand_in_a_bundle_asks_under_both_names_and_for_the_marker() {
         let demand = demand_in_group(&ResourceSet::cpus(2), group_id(), Some(1));
-        let at = |name: &str, index| demand.get(&ResourceName::new(name).in_group(group_id(), index)).to_f64();
+        let at = |name: &str, index| {
+            demand
+                .get(&ResourceName::new(name).in_group(group_id(), index))
+                .to_f64()
+        };
         assert_eq!((at("CPU", Some(1)), at("CPU", None)), (2.0, 2.0));
         assert_eq!((at("bundle", Some(1)), at("bundle", None)), (0.001, 0.001));
         let any = demand_in_group(&ResourceSet::new(), group_id(), None);
@@ -481,7 +518,10 @@ mod tests {
         let error = read(&[("GPU", 1.5)]).unwrap_err().to_string();
         assert_eq!(error, "GPU is 1.5, but an amount of GPU above 1 must be a whole number");
         assert!(matches!(read(&[("", 1.0)]), Err(SchedError::EmptyName)));
-        assert!(matches!(read(&[("CPU", 1.0), ("CPU", 2.0)]), Err(SchedError::RepeatedName { .. })));
+        assert!(matches!(
+            read(&[("CPU", 1.0), ("CPU", 2.0)]),
+            Err(SchedError::RepeatedName { .. })
+        ));
         assert!(matches!(read(&[("bundle", 1.0)]), Err(SchedError::ReservedName { .. })));
         let reserved = format!("CPU_group_{}", group_id());
         assert!(ResourceSet::from_user([(reserved.as_str(), 1.0)], &units).is_err());
@@ -489,7 +529,9 @@ mod tests {
 
     #[test]
     fn a_set_covers_what_is_less() {
-        let big = ResourceSet::cpus(4).with(ResourceName::GPU, Quantity::ONE).with(ResourceName::new("a"), Quantity::ONE);
+        let big = ResourceSet::cpus(4)
+            .with(ResourceName::GPU, Quantity::ONE)
+            .with(ResourceName::new("a"), Quantity::ONE);
         assert!(big.covers(&ResourceSet::cpus(4)));
         assert!(big.covers(&ResourceSet::new().with(ResourceName::new("a"), Quantity::ONE)));
         assert!(!big.covers(&ResourceSet::cpus(5)));

@@ -31,13 +31,25 @@ pub struct NodeView {
 impl NodeView {
     /// A live node of which everything is free.
     pub fn idle(total: ResourceSet) -> Self {
-        Self { available: total.clone(), total, labels: Labels::new(), alive: true, draining: false }
+        Self {
+            available: total.clone(),
+            total,
+            labels: Labels::new(),
+            alive: true,
+            draining: false,
+        }
     }
 
     /// What `node` would report of itself now.
     pub fn of(node: &NodeResources) -> Self {
         let (total, available) = (node.total_set(), node.available_set());
-        Self { total, available, labels: node.labels().clone(), alive: true, draining: false }
+        Self {
+            total,
+            available,
+            labels: node.labels().clone(),
+            alive: true,
+            draining: false,
+        }
     }
 
     /// Whether new work may go there.
@@ -62,7 +74,11 @@ impl NodeView {
 
     /// The share in use, from 0 to 1, of the scarcest among CPU, memory, object store and what `demand` names.
     pub fn utilization(&self, demand: &ResourceSet) -> f64 {
-        let basic = [ResourceName::CPU, ResourceName::MEMORY, ResourceName::OBJECT_STORE_MEMORY];
+        let basic = [
+            ResourceName::CPU,
+            ResourceName::MEMORY,
+            ResourceName::OBJECT_STORE_MEMORY,
+        ];
         let names = basic.iter().chain(demand.iter().map(|(name, _)| name));
         names.map(|name| self.utilization_of(name)).fold(0.0, f64::max)
     }
@@ -86,7 +102,10 @@ pub struct ClusterView {
 impl ClusterView {
     /// Nodes that take work, in the order of their ids.
     pub fn working_nodes(&self) -> impl Iterator<Item = (NodeId, &NodeView)> + '_ {
-        self.nodes.iter().filter(|(_, node)| node.takes_work()).map(|(id, node)| (*id, node))
+        self.nodes
+            .iter()
+            .filter(|(_, node)| node.takes_work())
+            .map(|(id, node)| (*id, node))
     }
 
     /// The node with this id, if it takes work.
@@ -97,6 +116,8 @@ impl ClusterView {
 
 impl FromIterator<(NodeId, NodeView)> for ClusterView {
     fn from_iter<I: IntoIterator<Item = (NodeId, NodeView)>>(nodes: I) -> Self {
-        Self { nodes: nodes.into_iter().collect() }
+        Self {
+            nodes: nodes.into_iter().collect(),
+        }
     }
 }
