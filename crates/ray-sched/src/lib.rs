@@ -8,6 +8,7 @@
 //! 2. A device is given out to at most one whole.
 //! 3. A chosen node is alive, not draining and has what is asked for; a choice that is not a node has an explanation.
 
+mod allocation;
 mod arrange;
 pub mod bundles;
 pub mod error;
@@ -15,21 +16,25 @@ pub mod explain;
 mod inline_vec;
 pub mod labels;
 mod ledger;
+mod node_report;
 pub mod node_resources;
 pub mod policy;
 pub mod quantity;
+mod reserved_bundle;
 pub mod resource_set;
 pub mod view;
 
+pub use allocation::Allocation;
 pub use bundles::{
     place_bundles, place_bundles_with, BundleRequest, Placement, PlacementConstraints, PlacementStrategy,
 };
 pub use error::SchedError;
 pub use explain::{explain_infeasible, Infeasibility, Shortage, ShortageKind, Unavailability};
 pub use labels::{LabelConstraint, LabelOperator, LabelSelector, Labels};
-pub use node_resources::{Allocation, BundleState, NodeResources};
+pub use node_resources::NodeResources;
 pub use policy::{choose_node, choose_node_with, Choice, HybridSettings, SchedulingStrategy};
 pub use quantity::Quantity;
+pub use reserved_bundle::BundleState;
 pub use resource_set::{
     bundle_resources, demand_in_group, node_resource_name, ResourceName, ResourceSet, UnitResources, HEAD_NODE_RESOURCE,
 };
