@@ -47,7 +47,9 @@ impl AuthToken {
     pub fn new(bytes: impl Into<Vec<u8>>) -> Result<Self, RpcError> {
         let bytes = bytes.into();
         if bytes.is_empty() {
-            return Err(RpcError::BadToken { problem: "it is empty".into() });
+            return Err(RpcError::BadToken {
+                problem: "it is empty".into(),
+            });
         }
         Ok(Self(bytes))
     }
@@ -130,7 +132,10 @@ pub enum Step {
 }
 
 fn refused(sentence: impl Into<String>) -> Step {
-    Step::Refused { reply: Vec::new(), sentence: sentence.into() }
+    Step::Refused {
+        reply: Vec::new(),
+        sentence: sentence.into(),
+    }
 }
 
 fn check_preamble(message: &[u8]) -> Result<(), String> {
@@ -138,7 +143,10 @@ fn check_preamble(message: &[u8]) -> Result<(), String> {
         return Err("it does not speak the link protocol (its first bytes are not a link opening)".into());
     }
     if message[4] != VERSION {
-        return Err(format!("it speaks version {} of the link challenge, and this process version {VERSION}", message[4]));
+        return Err(format!(
+            "it speaks version {} of the link challenge, and this process version {VERSION}",
+            message[4]
+        ));
     }
     Ok(())
 }
@@ -151,7 +159,9 @@ fn preamble() -> Vec<u8> {
 }
 
 fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
-    bytes.try_into().expect("messages of the challenge have fixed sizes, which were read in full")
+    bytes
+        .try_into()
+        .expect("messages of the challenge have fixed sizes, which were read in full")
 }
 
 /// The side that accepts connections.
@@ -165,7 +175,12 @@ pub struct Acceptor {
 impl Acceptor {
     /// An acceptor on `node`.
     pub fn new(token: AuthToken, node: NodeId, nonce: [u8; NONCE_BYTES]) -> Self {
-        Self { token, node, nonce, transcript: None }
+        Self {
+            token,
+            node,
+            nonce,
+            transcript: None,
+        }
     }
 
     /// How many bytes the message that is due has.
@@ -185,11 +200,20 @@ impl Acceptor {
                 if !transcript.verify(&self.token, INITIATOR_LABEL, message) {
                     let mut reply = vec![0; VERDICT_BYTES];
                     reply[0] = STATUS_WRONG_PROOF;
-                    return Step::Refused { reply, sentence: "it could not prove the cluster token".into() };
+                    return Step::Refused {
+                        reply,
+                        sentence: "it could not prove the cluster token".into(),
+                    };
                 }
                 let mut reply = vec![STATUS_WELCOME, 0, 0, 0];
                 reply.extend_from_slice(&transcript.prove(&self.token, ACCEPTOR_LABEL));
-                Step::Proven { reply, target: Target { node: self.node, process: transcript.target.process } }
+                Step::Proven {
+                    reply,
+                    target: Target {
+                        node: self.node,
+                        process: transcript.target.process,
+                    },
+                }
             }
         }
     }
@@ -200,7 +224,10 @@ impl Acceptor {
         }
         let (node, rest) = message[8..].split_at(NodeId::SIZE);
         let (process, nonce) = rest.split_at(WorkerId::SIZE);
-        let target = Target { node: NodeId::from_array(array(node)), process: WorkerId::from_array(array(process)) };
+        let target = Target {
+            node: NodeId::from_array(array(node)),
+            process: WorkerId::from_array(array(process)),
+        };
         // A wrong node is not refused here: the initiator learns it from the challenge, which names this node.
         self.transcript = Some(Transcript {
             target,
@@ -226,7 +253,12 @@ pub struct Initiator {
 impl Initiator {
     /// An initiator that wants `target`.
     pub fn new(token: AuthToken, target: Target, nonce: [u8; NONCE_BYTES]) -> Self {
-        Self { token, target, nonce, transcript: None }
+        Self {
+            token,
+            target,
+            nonce,
+            transcript: None,
+        }
     }
 
     /// The first message.
@@ -254,7 +286,10 @@ impl Initiator {
             Some(transcript) => match message[0] {
                 STATUS_WELCOME if transcript.verify(&self.token, ACCEPTOR_LABEL, &message[4..]) => Step::Proven {
                     reply: Vec::new(),
-                    target: Target { node: transcript.acceptor_node, process: self.target.process },
+                    target: Target {
+                        node: transcript.acceptor_node,
+                        process: self.target.process,
+                    },
                 },
                 STATUS_WELCOME => refused("it could not prove the cluster token"),
                 STATUS_WRONG_PROOF => refused("it refused this process's proof: the cluster tokens differ"),
@@ -270,7 +305,10 @@ impl Initiator {
         let (node, nonce) = message[8..].split_at(NodeId::SIZE);
         let acceptor_node = NodeId::from_array(array(node));
         if !self.target.node.is_nil() && acceptor_node != self.target.node {
-            return refused(format!("node {acceptor_node} listens there, and node {} was wanted", self.target.node));
+            return refused(format!(
+                "node {acceptor_node} listens there, and node {} was wanted",
+                self.target.node
+            ));
         }
         let transcript = Transcript {
             target: self.target,
@@ -297,12 +335,17 @@ mod tests {
     }
 
     fn run(initiator_token: &str, acceptor_token: &str, wanted: NodeId) -> (Option<Step>, Step) {
-        let target = Target { node: wanted, process: WorkerId::from_array([9; WorkerId::SIZE]) };
+        let target = Target {
+            node: wanted,
+            process: WorkerId::from_array([9; WorkerId::SIZE]),
+        };
         let mut initiator = Initiator::new(token(initiator_token), target, [1; 32]);
         let mut acceptor = Acceptor::new(token(acceptor_token), node(5), [2; 32]);
         let opening = initiator.opening();
         assert_eq!(opening.len(), acceptor.wanted_bytes());
-        let Step::Reply(challenge) = acceptor.on_message(&opening) else { panic!("an opening is answered") };
+        let Step::Reply(challenge) = acceptor.on_message(&opening) else {
+            panic!("an opening is answered")
+        };
         assert_eq!(challenge.len(), initiator.wanted_bytes());
         let proof = match initiator.on_message(&challenge) {
             Step::Reply(proof) => proof,
@@ -323,7 +366,10 @@ mod tests {
         assert!(matches!(acceptor, Some(Step::Proven { target, .. }) if target.node == node(5)));
         assert!(matches!(initiator, Step::Proven { target, .. } if target.node == node(5)));
         let (_, initiator) = run("secret", "secret", NodeId::NIL);
-        assert!(matches!(initiator, Step::Proven { target, .. } if target.node == node(5)), "any node will do");
+        assert!(
+            matches!(initiator, Step::Proven { target, .. } if target.node == node(5)),
+            "any node will do"
+        );
     }
 
     #[test]
@@ -344,8 +390,12 @@ mod tests {
         let target = Target::raylet(NodeId::NIL);
         let mut initiator = Initiator::new(token("secret"), target, [1; 32]);
         let mut liar = Acceptor::new(token("guess"), node(5), [2; 32]);
-        let Step::Reply(challenge) = liar.on_message(&initiator.opening()) else { panic!() };
-        let Step::Reply(proof) = initiator.on_message(&challenge) else { panic!() };
+        let Step::Reply(challenge) = liar.on_message(&initiator.opening()) else {
+            panic!()
+        };
+        let Step::Reply(proof) = initiator.on_message(&challenge) else {
+            panic!()
+        };
         // Reflecting the initiator's own proof must not work either: the labels differ.
         let mut verdict = vec![STATUS_WELCOME, 0, 0, 0];
         verdict.extend_from_slice(&proof);
@@ -355,11 +405,15 @@ mod tests {
     #[test]
     fn garbage_and_versions_are_refused() {
         let mut acceptor = Acceptor::new(token("secret"), node(5), [2; 32]);
-        assert!(matches!(acceptor.on_message(&[b'G'; OPENING_BYTES]), Step::Refused { sentence, .. }
-            if sentence.contains("does not speak")));
+        assert!(
+            matches!(acceptor.on_message(&[b'G'; OPENING_BYTES]), Step::Refused { sentence, .. }
+            if sentence.contains("does not speak"))
+        );
         let mut opening = Initiator::new(token("secret"), Target::raylet(node(5)), [1; 32]).opening();
         opening[4] = 7;
-        assert!(matches!(acceptor.on_message(&opening), Step::Refused { sentence, .. } if sentence.contains("version 7")));
+        assert!(
+            matches!(acceptor.on_message(&opening), Step::Refused { sentence, .. } if sentence.contains("version 7"))
+        );
     }
 
     #[test]

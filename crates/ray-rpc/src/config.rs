@@ -32,12 +32,18 @@ impl Target {
 
     /// The raylet of `node`.
     pub fn raylet(node: NodeId) -> Self {
-        Self { node, process: WorkerId::NIL }
+        Self {
+            node,
+            process: WorkerId::NIL,
+        }
     }
 
     /// The GCS that is reached through `node`.
     pub fn gcs(node: NodeId) -> Self {
-        Self { node, process: Self::GCS_PROCESS }
+        Self {
+            node,
+            process: Self::GCS_PROCESS,
+        }
     }
 }
 
@@ -90,7 +96,10 @@ impl fmt::Display for Peer {
                 }
                 Ok(())
             }
-            Self::Tcp { address, target: Some(target) } => write!(f, "{target} at {address}"),
+            Self::Tcp {
+                address,
+                target: Some(target),
+            } => write!(f, "{target} at {address}"),
             Self::Tcp { address, target: None } => write!(f, "{address}"),
         }
     }
@@ -171,7 +180,9 @@ impl SharedSpinSlots {
 impl SpinGate for SharedSpinSlots {
     fn try_claim(&self) -> bool {
         use std::sync::atomic::Ordering;
-        self.free().fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| free.checked_sub(1)).is_ok()
+        self.free()
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| free.checked_sub(1))
+            .is_ok()
     }
 
     fn release(&self) {

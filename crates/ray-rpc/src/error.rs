@@ -78,7 +78,10 @@ pub enum RpcError {
 
 impl RpcError {
     pub(crate) fn io(action: impl Into<String>, source: impl Into<io::Error>) -> Self {
-        Self::Io { action: action.into(), source: source.into() }
+        Self::Io {
+            action: action.into(),
+            source: source.into(),
+        }
     }
 }
 
@@ -113,7 +116,10 @@ pub struct CloseReason {
 impl CloseReason {
     /// A reason of this cause.
     pub fn new(cause: CloseCause, sentence: impl Into<String>) -> Self {
-        Self { cause, sentence: sentence.into() }
+        Self {
+            cause,
+            sentence: sentence.into(),
+        }
     }
 
     /// A close that this process decided.

@@ -86,7 +86,13 @@ pub struct RawFrame {
 }
 
 /// The prefix of a frame.
-pub fn encode_prefix(kind: u16, flags: u16, correlation: u64, header_length: usize, total: usize) -> [u8; PREFIX_BYTES] {
+pub fn encode_prefix(
+    kind: u16,
+    flags: u16,
+    correlation: u64,
+    header_length: usize,
+    total: usize,
+) -> [u8; PREFIX_BYTES] {
     let mut prefix = [0; PREFIX_BYTES];
     prefix[0..4].copy_from_slice(&(total as u32).to_le_bytes());
     prefix[4..6].copy_from_slice(&kind.to_le_bytes());
@@ -183,7 +189,12 @@ pub struct FrameDecoder {
 impl FrameDecoder {
     /// A decoder that refuses frames over `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        Self { limit, partial: [0; PREFIX_BYTES], partial_length: 0, body: None }
+        Self {
+            limit,
+            partial: [0; PREFIX_BYTES],
+            partial_length: 0,
+            body: None,
+        }
     }
 
     /// Changes the limit for frames whose prefix was not read yet.

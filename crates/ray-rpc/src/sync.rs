@@ -97,7 +97,11 @@ impl ParkingWord {
     pub fn sleep_while(&self, expected: u32, _deadline: Option<Instant>) -> SleepEnd {
         let mut guard = lock(&self.futex.0);
         while self.bits() == expected {
-            guard = self.futex.1.wait(guard).unwrap_or_else(|poisoned| poisoned.into_inner());
+            guard = self
+                .futex
+                .1
+                .wait(guard)
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
         }
         SleepEnd::Woken
     }

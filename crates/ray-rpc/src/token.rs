@@ -60,7 +60,10 @@ impl Default for Waiter {
 impl Waiter {
     /// A waiter that nobody has notified.
     pub fn new() -> Self {
-        Self(Arc::new(WaiterInner { word: ParkingWord::default(), nudge: Mutex::new(None) }))
+        Self(Arc::new(WaiterInner {
+            word: ParkingWord::default(),
+            nudge: Mutex::new(None),
+        }))
     }
 
     /// Ends the wait, or the next one if none is under way. Any thread, any time, never blocks.
@@ -160,7 +163,12 @@ impl<A: Alarm> LeaderToken<A> {
     /// A free token without a background thread.
     pub fn new(alarm: A) -> Self {
         Self {
-            state: Mutex::new(State { held: false, armed: false, background: false, followers: VecDeque::new() }),
+            state: Mutex::new(State {
+                held: false,
+                armed: false,
+                background: false,
+                followers: VecDeque::new(),
+            }),
             alarm,
         }
     }
@@ -188,16 +196,6 @@ impl<A: Alarm> LeaderToken<A> {
             return false;
         }
         self.take(&mut state);
-        true
-    }
-
-    /// Takes the token if it is free, for the background thread: the alarm has rung and is therefore disarmed already.
-    pub fn try_enter_after_alarm(&self) -> bool {
-        let mut state = lock(&self.state);
-        if state.held {
-            return false;
-        }
-        state.held = true;
         true
     }
 
@@ -274,7 +272,10 @@ impl<A: Alarm> LeaderToken<A> {
         let state = lock(&self.state);
         if !state.held {
             assert!(!state.background || state.armed, "a free token is watched");
-            assert!(state.followers.iter().all(Waiter::is_notified), "nobody follows a free token");
+            assert!(
+                state.followers.iter().all(Waiter::is_notified),
+                "nobody follows a free token"
+            );
         } else {
             assert!(!state.armed, "a held token is not watched");
         }
