@@ -217,6 +217,9 @@ pub struct LeaseAssigned {
     pub resources: Vec<ResourceAmount>,
     #[prost(message, optional, tag = "7")]
     pub strategy: Option<Strategy>,
+    /// The runtime environment of the lease, which the worker was started for.
+    #[prost(string, tag = "8")]
+    pub runtime_env_json: String,
 }
 
 /// A plain task waits.
