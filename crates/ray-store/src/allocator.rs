@@ -72,13 +72,20 @@ impl Allocator {
 
     /// The free ranges as (offset, length, temperature) in order.
     pub fn iter(&self) -> impl Iterator<Item = (u64, u64, Temperature)> + '_ {
-        self.ranges.iter().map(|(offset, free)| (*offset, free.len, free.temperature))
+        self.ranges
+            .iter()
+            .map(|(offset, free)| (*offset, free.len, free.temperature))
     }
 
     /// The longest request that would be granted now.
     pub fn largest(&self) -> u64 {
         let single = self.warm.last().map_or(0, |(len, _)| *len);
-        self.cold.iter().map(|&(_, offset)| self.run_around(offset).1).max().unwrap_or(0).max(single)
+        self.cold
+            .iter()
+            .map(|&(_, offset)| self.run_around(offset).1)
+            .max()
+            .unwrap_or(0)
+            .max(single)
     }
 
     fn sizes(&mut self, temperature: Temperature) -> &mut BTreeSet<(u64, u64)> {
@@ -103,7 +110,9 @@ impl Allocator {
 
     /// Makes a range free; false, and no change, where it is empty, off the granule, or overlaps a free range.
     pub fn free(&mut self, offset: u64, len: u64, temperature: Temperature) -> bool {
-        let Some(end) = offset.checked_add(len) else { return false };
+        let Some(end) = offset.checked_add(len) else {
+            return false;
+        };
         if len == 0 || offset % GRANULE_BYTES != 0 || len % GRANULE_BYTES != 0 {
             return false;
         }
@@ -121,7 +130,11 @@ impl Allocator {
                 total += held.len;
             }
         }
-        if self.ranges.get(&end).is_some_and(|after| after.temperature == temperature) {
+        if self
+            .ranges
+            .get(&end)
+            .is_some_and(|after| after.temperature == temperature)
+        {
             if let Some(after) = self.pull(end) {
                 total += after.len;
             }
@@ -153,7 +166,11 @@ impl Allocator {
             return Some(self.carve(offset, len));
         }
         // No single range is long enough, but touching warm and cold ones may be.
-        let run = self.cold.iter().map(|&(_, offset)| self.run_around(offset)).find(|(_, total)| *total >= len)?;
+        let run = self
+            .cold
+            .iter()
+            .map(|&(_, offset)| self.run_around(offset))
+            .find(|(_, total)| *total >= len)?;
         Some(self.carve_run(run.0, len))
     }
 
@@ -184,7 +201,13 @@ impl Allocator {
         let mut taken = Vec::new();
         let mut left = limit / GRANULE_BYTES * GRANULE_BYTES;
         while left > 0 && self.free_bytes > 0 {
-            let longest = self.warm.last().copied().into_iter().chain(self.cold.last().copied()).max();
+            let longest = self
+                .warm
+                .last()
+                .copied()
+                .into_iter()
+                .chain(self.cold.last().copied())
+                .max();
             let Some((len, offset)) = longest else { break };
             let len = len.min(left);
             self.carve(offset, len);
@@ -202,9 +225,8 @@ impl Allocator {
             }
             self.recent.remove(position);
             let free = self.ranges.range(..=offset).next_back();
-            let still_free = free.is_some_and(|(start, free)| {
-                free.temperature == Temperature::Warm && offset + len <= start + free.len
-            });
+            let still_free = free
+                .is_some_and(|(start, free)| free.temperature == Temperature::Warm && offset + len <= start + free.len);
             if still_free {
                 return Some(offset);
             }
@@ -221,7 +243,11 @@ impl Allocator {
         self.put(start, offset - start, free.temperature);
         self.put(offset + len, start + free.len - offset - len, free.temperature);
         self.free_bytes -= len;
-        Allocation { offset, len, temperature: free.temperature }
+        Allocation {
+            offset,
+            len,
+            temperature: free.temperature,
+        }
     }
 
     /// The run of touching free ranges around the one at `offset`, as (start, length).
@@ -253,7 +279,11 @@ impl Allocator {
             self.carve(start + taken, part);
             taken += part;
         }
-        Allocation { offset: start, len, temperature: Temperature::Cold }
+        Allocation {
+            offset: start,
+            len,
+            temperature: Temperature::Cold,
+        }
     }
 
     /// Checks the invariants.
@@ -266,10 +296,16 @@ impl Allocator {
             }
             if let Some((end, before)) = previous {
                 if end > offset || (end == offset && before == temperature) {
-                    return Err(format!("free range at {offset} overlaps or was not coalesced with the one to {end}"));
+                    return Err(format!(
+                        "free range at {offset} overlaps or was not coalesced with the one to {end}"
+                    ));
                 }
             }
-            let sizes = if temperature == Temperature::Warm { &self.warm } else { &self.cold };
+            let sizes = if temperature == Temperature::Warm {
+                &self.warm
+            } else {
+                &self.cold
+            };
             if !sizes.contains(&(len, offset)) {
                 return Err(format!("free range {offset}+{len} is missing from the sizes"));
             }
@@ -277,7 +313,10 @@ impl Allocator {
             total += len;
         }
         if total != self.free_bytes || self.warm.len() + self.cold.len() != self.ranges.len() {
-            return Err(format!("free ranges sum to {total} and {} are accounted", self.free_bytes));
+            return Err(format!(
+                "free ranges sum to {total} and {} are accounted",
+                self.free_bytes
+            ));
         }
         Ok(())
     }

@@ -16,37 +16,48 @@ const MAX_COPY_THREADS: usize = 4;
 /// # Panics
 /// Where the lengths differ, as `copy_from_slice` does.
 pub fn copy_into(destination: &mut [u8], source: &[u8]) {
-    let threads = if source.len() < PARALLEL_COPY_BYTES { 1 } else { idle_cores().min(MAX_COPY_THREADS) };
+    let threads = if source.len() < PARALLEL_COPY_BYTES {
+        1
+    } else {
+        idle_cores().min(MAX_COPY_THREADS)
+    };
     copy_with_threads(destination, source, threads);
 }
 
 fn copy_with_threads(destination: &mut [u8], source: &[u8], threads: usize) {
-    assert_eq!(destination.len(), source.len(), "source and destination have the same length");
+    assert_eq!(
+        destination.len(),
+        source.len(),
+        "source and destination have the same length"
+    );
     if threads <= 1 {
         destination.copy_from_slice(source);
         return;
     }
     // Whole pages, so that two threads never fault in the same one.
     let part = source.len().div_ceil(threads).next_multiple_of(4096);
-    std::thread::scope(|scope| {
+    let all_started = std::thread::scope(|scope| {
         let mut parts = destination.chunks_mut(part).zip(source.chunks(part));
         let own = parts.next();
         for (to, from) in parts {
-            let spawned = std::thread::Builder::new().name("store-copy".into()).spawn_scoped(scope, || {
-                // The slices are moved into the thread; where none can be started they come back in the next line.
-                to.copy_from_slice(from);
-            });
-            if spawned.is_err() {
-                // The failed spawn dropped its borrow together with the part, so the whole is copied below.
-                return true;
+            let copy = move || to.copy_from_slice(from);
+            if std::thread::Builder::new()
+                .name("store-copy".into())
+                .spawn_scoped(scope, copy)
+                .is_err()
+            {
+                return false;
             }
         }
         if let Some((to, from)) = own {
             to.copy_from_slice(from);
         }
-        false
-    })
-    .then(|| destination.copy_from_slice(source));
+        true
+    });
+    if !all_started {
+        // The part whose thread could not be started went with its closure, so the whole is copied here.
+        destination.copy_from_slice(source);
+    }
 }
 
 /// How many cores are free for this process, counting the one it runs on.

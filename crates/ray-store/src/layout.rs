@@ -51,10 +51,10 @@ pub mod control {
     pub const RETURNED_HEAD: u64 = 32;
     /// How many pin words may be in use. Client.
     pub const PIN_HIGH: u64 = 40;
-    /// Counts unpinned objects. Client.
-    pub const UNPINNED: u64 = 41;
     /// Bytes of objects that are being created. Client; advice for the ledger.
-    pub const CREATING: u64 = 42;
+    pub const CREATING: u64 = 41;
+    /// How many words of the page are cleared between two holders.
+    pub const WORDS: u64 = 512;
     /// Records of returned memory.
     pub const RETURNED_RECORDS: u64 = 128;
 }
@@ -81,13 +81,19 @@ impl Geometry {
     pub fn for_limits(capacity_bytes: u64, max_clients: u32, max_objects: u32) -> Result<Self, StoreError> {
         let data_bytes = capacity_bytes / PAGE_BYTES * PAGE_BYTES;
         if data_bytes == 0 || max_clients == 0 || max_objects == 0 {
-            return Err(StoreError::BadConfig("capacity (at least a page), clients and objects must not be zero"));
+            return Err(StoreError::BadConfig(
+                "capacity (at least a page), clients and objects must not be zero",
+            ));
         }
         if data_bytes > 1 << 46 || max_objects > 1 << 28 || max_clients > 1 << 16 {
             return Err(StoreError::BadConfig("at most 64 TiB, 2^28 objects and 65536 clients"));
         }
         let index_entries = (u64::from(max_objects) * 2).next_power_of_two().max(64);
-        Ok(Self { max_clients: u64::from(max_clients), index_entries, data_bytes })
+        Ok(Self {
+            max_clients: u64::from(max_clients),
+            index_entries,
+            data_bytes,
+        })
     }
 
     /// The first words of the file.
@@ -99,18 +105,28 @@ impl Geometry {
     pub fn from_header(words: [u64; 5], file_bytes: u64) -> Result<Self, StoreError> {
         let [magic, version, max_clients, index_entries, data_bytes] = words;
         if magic != MAGIC {
-            return Err(StoreError::BadFile { reason: "it does not start with an object store's magic".into() });
+            return Err(StoreError::BadFile {
+                reason: "it does not start with an object store's magic".into(),
+            });
         }
         if version != VERSION {
-            return Err(StoreError::BadFile { reason: format!("its version is {version}, this program's {VERSION}") });
+            return Err(StoreError::BadFile {
+                reason: format!("its version is {version}, this program's {VERSION}"),
+            });
         }
         let plausible = index_entries.is_power_of_two()
             && index_entries <= 1 << 30
             && (1..=1 << 16).contains(&max_clients)
             && (PAGE_BYTES..=1 << 46).contains(&data_bytes);
-        let geometry = Self { max_clients, index_entries, data_bytes };
+        let geometry = Self {
+            max_clients,
+            index_entries,
+            data_bytes,
+        };
         if !plausible || geometry.file_bytes() != file_bytes {
-            return Err(StoreError::BadFile { reason: format!("its {file_bytes} bytes do not fit its header") });
+            return Err(StoreError::BadFile {
+                reason: format!("its {file_bytes} bytes do not fit its header"),
+            });
         }
         Ok(geometry)
     }
@@ -160,11 +176,23 @@ mod tests {
     fn parts_do_not_overlap_and_the_header_round_trips() {
         let geometry = Geometry::for_limits(1 << 24, 3, 1000).unwrap();
         assert_eq!(geometry.index_entries, 2048);
-        assert_eq!(geometry.client_offset(0), geometry.index_offset() + geometry.index_bytes());
-        assert_eq!(geometry.client_offset(1) - geometry.client_offset(0), CLIENT_STRIDE_BYTES);
-        assert_eq!(geometry.pins_offset(0) + MAX_PINS * WORD_BYTES, geometry.client_offset(1));
+        assert_eq!(
+            geometry.client_offset(0),
+            geometry.index_offset() + geometry.index_bytes()
+        );
+        assert_eq!(
+            geometry.client_offset(1) - geometry.client_offset(0),
+            CLIENT_STRIDE_BYTES
+        );
+        assert_eq!(
+            geometry.pins_offset(0) + MAX_PINS * WORD_BYTES,
+            geometry.client_offset(1)
+        );
         assert!(geometry.data_offset() >= geometry.client_offset(3));
-        assert_eq!(Geometry::from_header(geometry.header(), geometry.file_bytes()).unwrap(), geometry);
+        assert_eq!(
+            Geometry::from_header(geometry.header(), geometry.file_bytes()).unwrap(),
+            geometry
+        );
         let returned = control::RETURNED_RECORDS + RETURN_RECORDS * RETURN_WORDS as u64;
         assert!(returned * WORD_BYTES <= PAGE_BYTES);
     }

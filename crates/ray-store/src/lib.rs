@@ -67,8 +67,7 @@ pub use local::{LocalBuffer, StoredObject};
 pub use mapping::{available_bytes, remove_if_stale};
 pub use pins::GRANULE_BYTES;
 pub use server::{
-    DeleteOutcome, EvictOutcome, Forgotten, Ledger, LocalPurpose, ObjectEntry, Published, Role, StoreEvent,
-    StoreServer,
+    DeleteOutcome, EvictOutcome, Forgotten, Ledger, LocalPurpose, ObjectEntry, Published, Role, StoreEvent, StoreServer,
 };
 
 /// What a store is made of.
@@ -115,11 +114,18 @@ pub fn choose_path(name: &str, capacity_bytes: u64, fallback_directory: &Path) -
 /// Removes the files of this prefix in a directory whose servers are dead, and returns their paths. A server that is
 /// killed cannot remove its own.
 pub fn remove_stale_stores(directory: &Path, prefix: &str) -> Result<Vec<PathBuf>, StoreError> {
-    let failed = |source| StoreError::Io { what: "list", path: directory.to_path_buf(), source };
+    let failed = |source| StoreError::Io {
+        what: "list",
+        path: directory.to_path_buf(),
+        source,
+    };
     let mut removed = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        let named = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(prefix));
+        let named = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| name.starts_with(prefix));
         // Files that live, or that are not stores or not ours, are exactly those that must stay.
         if named && path.is_file() && remove_if_stale(&path).is_ok() {
             removed.push(path);

@@ -18,6 +18,9 @@ use crate::layout::{Geometry, PAGE_BYTES, WORD_BYTES};
 use crate::sync::AtomicU64;
 use crate::StoreError;
 
+/// How often somebody may take the new file away before creating it is given up.
+const CREATE_ATTEMPTS: usize = 16;
+
 /// One mapping of the store's file.
 #[derive(Debug)]
 pub struct Mapping {
@@ -35,7 +38,11 @@ unsafe impl Sync for Mapping {}
 
 fn failed(what: &'static str, path: &Path) -> impl FnOnce(Errno) -> StoreError {
     let path = path.to_path_buf();
-    move |errno| StoreError::Io { what, path, source: errno.into() }
+    move |errno| StoreError::Io {
+        what,
+        path,
+        source: errno.into(),
+    }
 }
 
 impl Mapping {
@@ -43,25 +50,32 @@ impl Mapping {
     /// server left behind is replaced; one whose server lives is refused.
     pub fn create(path: &Path, geometry: Geometry) -> Result<Self, StoreError> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let mode = Mode::RUSR | Mode::WUSR;
-        let file = match rustix::fs::open(path, flags, mode) {
-            Err(Errno::EXIST) => {
-                remove_if_stale(path)?;
-                rustix::fs::open(path, flags, mode)
+        for _ in 0..CREATE_ATTEMPTS {
+            let file = match rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR) {
+                Err(Errno::EXIST) => {
+                    remove_if_stale(path)?;
+                    continue;
+                }
+                other => other.map_err(failed("create", path))?,
+            };
+            rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(failed("lock", path))?;
+            // Before it was locked, somebody who removes stale files may have taken it for one.
+            if rustix::fs::fstat(&file).map_err(failed("inspect", path))?.st_nlink == 0 {
+                continue;
             }
-            other => other,
+            let filled = Self::fill(path, file, geometry);
+            if filled.is_err() {
+                // The error that is already being reported says more than one about cleaning up after it.
+                let _ = rustix::fs::unlink(path);
+            }
+            return filled;
         }
-        .map_err(failed("create", path))?;
-        let filled = Self::fill(path, file, geometry);
-        if filled.is_err() {
-            // The error that is already being reported says more than one about cleaning up after it.
-            let _ = rustix::fs::unlink(path);
-        }
-        filled
+        Err(StoreError::PathInUse {
+            path: path.to_path_buf(),
+        })
     }
 
     fn fill(path: &Path, file: OwnedFd, geometry: Geometry) -> Result<Self, StoreError> {
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(failed("lock", path))?;
         rustix::fs::ftruncate(&file, geometry.file_bytes()).map_err(failed("size", path))?;
         let mapping = Self::map(path, file, geometry)?;
         mapping.reserve(0, geometry.index_offset() + geometry.index_bytes())?;
@@ -84,7 +98,9 @@ impl Mapping {
         let mut header = [0; 40];
         let read = rustix::io::pread(&file, &mut header[..], 0).map_err(failed("read", path))?;
         if read != header.len() {
-            return Err(StoreError::BadFile { reason: format!("it has only {file_bytes} bytes") });
+            return Err(StoreError::BadFile {
+                reason: format!("it has only {file_bytes} bytes"),
+            });
         }
         let words = std::array::from_fn(|i| {
             let mut eight = [0; 8];
@@ -96,7 +112,8 @@ impl Mapping {
     }
 
     fn map(path: &Path, file: OwnedFd, geometry: Geometry) -> Result<Self, StoreError> {
-        let bytes = usize::try_from(geometry.file_bytes()).map_err(|_| StoreError::BadConfig("it exceeds the memory"))?;
+        let bytes =
+            usize::try_from(geometry.file_bytes()).map_err(|_| StoreError::BadConfig("it exceeds the memory"))?;
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing.
@@ -106,7 +123,12 @@ impl Mapping {
         // SAFETY: the range is exactly this mapping. A core dump need not hold every object, and where the kernel does
         // not know this advice nothing is lost.
         let _ = unsafe { rustix::mm::madvise(base.as_ptr().cast(), bytes, Advice::LinuxDontDump) };
-        Ok(Self { base, bytes, file, geometry })
+        Ok(Self {
+            base,
+            bytes,
+            file,
+            geometry,
+        })
     }
 
     /// Where everything lies.
@@ -121,7 +143,10 @@ impl Mapping {
         // SAFETY: the range is aligned and inside of the mapping, and below the data area everything is accessed as
         // atomics once the header is written.
         unsafe {
-            std::slice::from_raw_parts(self.base.as_ptr().add(offset as usize).cast::<AtomicU64>(), count as usize)
+            std::slice::from_raw_parts(
+                self.base.as_ptr().add(offset as usize).cast::<AtomicU64>(),
+                count as usize,
+            )
         }
     }
 
@@ -149,8 +174,15 @@ impl Mapping {
             }
         };
         result.map_err(|errno| match errno {
-            Errno::NOSPC | Errno::DQUOT | Errno::NOMEM => StoreError::NoMemory { bytes: len, source: errno.into() },
-            other => StoreError::Io { what: "reserve memory in", path: PathBuf::new(), source: other.into() },
+            Errno::NOSPC | Errno::DQUOT | Errno::NOMEM => StoreError::NoMemory {
+                bytes: len,
+                source: errno.into(),
+            },
+            other => StoreError::Io {
+                what: "reserve memory in",
+                path: PathBuf::new(),
+                source: other.into(),
+            },
         })
     }
 
@@ -191,8 +223,17 @@ impl Mapping {
 
     /// Gives the memory of these pages of the file back to the system; they read as zero when reserved again.
     pub fn punch(&self, start: u64, len: u64) -> Result<(), StoreError> {
-        rustix::fs::fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, start, len)
-            .map_err(|errno| StoreError::Io { what: "release memory of", path: PathBuf::new(), source: errno.into() })
+        rustix::fs::fallocate(
+            &self.file,
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            start,
+            len,
+        )
+        .map_err(|errno| StoreError::Io {
+            what: "release memory of",
+            path: PathBuf::new(),
+            source: errno.into(),
+        })
     }
 }
 
@@ -216,7 +257,11 @@ pub fn remove_if_stale(path: &Path) -> Result<(), StoreError> {
         other => other.map_err(failed("open", path))?,
     };
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Err(Errno::WOULDBLOCK) => return Err(StoreError::PathInUse { path: path.to_path_buf() }),
+        Err(Errno::WOULDBLOCK) => {
+            return Err(StoreError::PathInUse {
+                path: path.to_path_buf(),
+            })
+        }
         other => other.map_err(failed("lock", path))?,
     }
     let mut magic = [0; 8];
@@ -224,7 +269,9 @@ pub fn remove_if_stale(path: &Path) -> Result<(), StoreError> {
     // A server that died before it wrote the header left a file that is empty or zero.
     let ours = read == 0 || magic == crate::layout::MAGIC.to_ne_bytes() || magic == [0; 8];
     if !ours {
-        return Err(StoreError::BadFile { reason: format!("{} is not an object store", path.display()) });
+        return Err(StoreError::BadFile {
+            reason: format!("{} is not an object store", path.display()),
+        });
     }
     match rustix::fs::unlink(path) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),

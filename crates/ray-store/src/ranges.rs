@@ -32,6 +32,7 @@ impl RangeSet {
     }
 
     /// Whether the whole range is in the set.
+    #[cfg(all(test, not(loom)))]
     pub fn contains(&self, offset: u64, len: u64) -> bool {
         self.holder(offset, len).is_some()
     }
@@ -44,7 +45,9 @@ impl RangeSet {
 
     /// Adds a range; false, and no change, where it is empty or a part of it is there already.
     pub fn insert(&mut self, offset: u64, len: u64) -> bool {
-        let Some(end) = offset.checked_add(len) else { return false };
+        let Some(end) = offset.checked_add(len) else {
+            return false;
+        };
         if len == 0 || self.ranges.range(offset..end).next().is_some() {
             return false;
         }
@@ -69,7 +72,9 @@ impl RangeSet {
 
     /// Takes a range out; false, and no change, where it is not wholly in the set.
     pub fn remove(&mut self, offset: u64, len: u64) -> bool {
-        let Some((start, held)) = self.holder(offset, len) else { return false };
+        let Some((start, held)) = self.holder(offset, len) else {
+            return false;
+        };
         self.ranges.remove(&start);
         if start < offset {
             self.ranges.insert(start, offset - start);

@@ -32,7 +32,12 @@ impl<'a, const N: usize> Ring<'a, N> {
     pub fn new(tail: &'a AtomicU64, head: &'a AtomicU64, slots: &'a [AtomicU64]) -> Self {
         let capacity = (slots.len() / N) as u64;
         debug_assert!(capacity.is_power_of_two());
-        Self { tail, head, slots, capacity }
+        Self {
+            tail,
+            head,
+            slots,
+            capacity,
+        }
     }
 
     fn record(&self, position: u64) -> &'a [AtomicU64] {
@@ -119,6 +124,9 @@ mod tests {
     fn a_tail_outside_the_ring_is_reported() {
         let (tail, head) = (AtomicU64::new(77), AtomicU64::new(0));
         let slots: Vec<AtomicU64> = (0..8).map(|_| AtomicU64::new(0)).collect();
-        assert_eq!(Ring::<2>::new(&tail, &head, &slots).peek(3), Err(CorruptRing { head: 3, tail: 77 }));
+        assert_eq!(
+            Ring::<2>::new(&tail, &head, &slots).peek(3),
+            Err(CorruptRing { head: 3, tail: 77 })
+        );
     }
 }

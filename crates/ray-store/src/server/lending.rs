@@ -1,0 +1,180 @@
+//! Lending: owns how much memory a client gets, and where freed memory goes.
+//!
+//! It refuses to lend a page that has no memory behind it.
+//!
+//! Invariants:
+//! 1. What is lent to a client is in its `lent`, and nowhere else.
+//! 2. Freed memory goes back to the client that created its object (whose pages are warm and who needs no message for
+//!    it) as long as that client does not gather more than its share and nobody waits for memory.
+
+use super::StoreServer;
+use crate::allocator::{allocated_bytes, Allocation, Temperature};
+use crate::ranges::RangeSet;
+use crate::sync::ServerParty;
+use crate::{ClientSlot, Extent, StoreError};
+
+/// A client's first extent; each further one is twice as long, up to its share.
+pub(super) const FIRST_LEND_BYTES: u64 = 1 << 20;
+const SMALLEST_LEND_BYTES: u64 = 256 << 10;
+const LARGEST_LEND_BYTES: u64 = 16 << 20;
+const LARGEST_KEPT_BYTES: u64 = 64 << 20;
+
+impl StoreServer {
+    /// Lends memory to a client that needs at least so many bytes in one piece. The first thing it does is to read the
+    /// rings: where that already returned enough to the client, the extent is empty, and the client finds the memory
+    /// when it tries again.
+    pub fn lend_extent(&mut self, slot: ClientSlot, minimum_bytes: u64) -> Result<Extent, StoreError> {
+        self.client(slot)?;
+        let minimum = allocated_bytes(minimum_bytes);
+        self.drain_all();
+        if self.returned_and_not_seen(slot).longest() >= minimum {
+            return Ok(Extent::default());
+        }
+        let share = self.share(16, SMALLEST_LEND_BYTES, LARGEST_LEND_BYTES);
+        let wanted = self.client(slot)?.next_lend_bytes.min(share).max(minimum);
+        let allocation = self.allocate(minimum, wanted)?;
+        let client = self.client(slot)?;
+        client.next_lend_bytes = (client.next_lend_bytes * 2).min(LARGEST_LEND_BYTES);
+        client.lent.insert(allocation.offset, allocation.len);
+        Ok(Extent {
+            offset: allocation.offset,
+            len: allocation.len,
+        })
+    }
+
+    /// A client gives back what it was lent and did not use.
+    pub fn give_back(&mut self, slot: ClientSlot, extent: Extent) -> Result<(), StoreError> {
+        let client = self.client(slot)?;
+        if !client.lent.remove(extent.offset, extent.len) {
+            return Err(StoreError::NotLent { slot, extent });
+        }
+        client.next_lend_bytes = FIRST_LEND_BYTES;
+        self.allocator.free(extent.offset, extent.len, Temperature::Warm);
+        Ok(())
+    }
+
+    /// What part of the capacity one of the present clients may have.
+    fn share(&self, divisor: u64, smallest: u64, largest: u64) -> u64 {
+        let capacity = self.mapping.geometry().data_bytes;
+        (capacity / (divisor * self.client_count.max(1))).clamp(smallest, largest)
+    }
+
+    /// Allocates and reserves.
+    pub(super) fn allocate(&mut self, minimum: u64, wanted: u64) -> Result<Allocation, StoreError> {
+        let mut allocation = self.allocator.allocate_between(minimum, wanted);
+        if allocation.is_none() {
+            self.collect();
+            allocation = self.allocator.allocate_between(minimum, wanted);
+        }
+        let Some(allocation) = allocation else {
+            self.under_pressure = true;
+            let ledger = self.ledger();
+            return Err(StoreError::Full {
+                needed: minimum,
+                longest_free: self.allocator.largest(),
+                free: ledger.free,
+                lent_unused: ledger.lent_unused,
+                evictable: ledger.cache,
+                awaiting_unpin: ledger.awaiting_unpin,
+            });
+        };
+        if allocation.temperature == Temperature::Cold {
+            if let Err(error) = self.mapping.reserve_data(allocation.offset, allocation.len) {
+                self.allocator
+                    .free(allocation.offset, allocation.len, Temperature::Cold);
+                self.under_pressure = true;
+                return Err(error);
+            }
+        }
+        self.under_pressure = false;
+        Ok(allocation)
+    }
+
+    /// The raylet has creators in its queue that wait for memory: until it says otherwise freed memory is for all.
+    pub fn set_creators_waiting(&mut self, waiting: bool) {
+        self.creators_wait = waiting;
+    }
+
+    /// Gives freed memory to whoever used it last, or to all.
+    pub(super) fn free_or_return(&mut self, offset: u64, bytes: u64, creator: Option<ClientSlot>) {
+        let returned = creator
+            .is_some_and(|slot| !self.under_pressure && !self.creators_wait && self.return_to(slot, offset, bytes));
+        if !returned {
+            self.allocator.free(offset, bytes, Temperature::Warm);
+        }
+    }
+
+    fn return_to(&mut self, slot: ClientSlot, offset: u64, bytes: u64) -> bool {
+        let kept = self.share(8, FIRST_LEND_BYTES, LARGEST_KEPT_BYTES);
+        let Ok(client) = self.client(slot) else { return false };
+        if client.broken || client.lent.bytes() + bytes > kept {
+            return false;
+        }
+        let tail = client.returned_tail;
+        if !self.returns(slot.number).push::<ServerParty>(tail, &[offset, bytes]) {
+            return false;
+        }
+        let Ok(client) = self.client(slot) else { return false };
+        client.returned_tail += 1;
+        client.lent.insert(offset, bytes);
+        true
+    }
+
+    /// What was returned to a client that has not taken it yet.
+    fn returned_and_not_seen(&mut self, slot: ClientSlot) -> RangeSet {
+        let mut ranges = RangeSet::default();
+        let Ok(client) = self.client(slot) else { return ranges };
+        let tail = client.returned_tail;
+        let ring = self.returns(slot.number);
+        // The head is the client's word: if it is a lie, the client merely asks again.
+        let head = ring.consumed().clamp(tail.saturating_sub(ring.capacity()), tail);
+        for position in head..tail {
+            if let Ok(Some([offset, len])) = ring.peek(position) {
+                ranges.insert(offset, len);
+            }
+        }
+        ranges
+    }
+
+    /// Warms up to `budget_bytes` of memory that was never used, and tells how many. It blocks for that long (about a
+    /// millisecond for some hundred KB), so an idle raylet calls it with small budgets.
+    pub fn prefault_step(&mut self, budget_bytes: u64) -> u64 {
+        let Some(allocation) = self.allocator.allocate_cold(budget_bytes) else {
+            return 0;
+        };
+        let warm = self.mapping.reserve_data(allocation.offset, allocation.len).is_ok()
+            && self.mapping.prefault_data(allocation.offset, allocation.len);
+        let temperature = if warm { Temperature::Warm } else { Temperature::Cold };
+        self.allocator.free(allocation.offset, allocation.len, temperature);
+        if warm {
+            allocation.len
+        } else {
+            0
+        }
+    }
+
+    /// Free memory that is warm: what `prefault_step` is there to keep at some level.
+    pub fn warm_free_bytes(&self) -> u64 {
+        self.allocator.warm_bytes()
+    }
+
+    /// Gives up to `bytes` of free memory back to the system, and tells how many bytes of address space that were.
+    pub fn trim(&mut self, bytes: u64) -> Result<u64, StoreError> {
+        let mut trimmed = 0;
+        let mut failure = None;
+        for (offset, len) in self.allocator.take(bytes) {
+            let result = self.mapping.release_data(offset, len);
+            let temperature = if result.is_ok() {
+                Temperature::Cold
+            } else {
+                Temperature::Warm
+            };
+            self.allocator.free(offset, len, temperature);
+            match result {
+                Ok(()) => trimmed += len,
+                Err(error) => failure = Some(error),
+            }
+        }
+        failure.map_or(Ok(trimmed), Err)
+    }
+}
