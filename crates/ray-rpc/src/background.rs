@@ -61,6 +61,10 @@ impl Background {
         due < self.sleeping_until.load(Ordering::SeqCst)
     }
 
+    pub(crate) fn is_running(&self) -> bool {
+        self.running.load(Ordering::SeqCst)
+    }
+
     fn signal(&self) {
         // Edge-triggered like the wake descriptor: nobody needs to read it.
         let _ = rustix::io::write(&self.control, &1u64.to_ne_bytes());
@@ -164,10 +168,8 @@ impl Reactor {
         }
         self.background.running.store(false, Ordering::SeqCst);
         self.token.disable_background();
-        if lock(&self.background.thread).is_none() && self.token.try_enter() {
-            // Stopped by a handler on this thread, or by `stop`, which finds the token when we are done.
-            self.lead_once();
-        }
+        // Where a handler on this thread called `stop`, nobody else closes the links.
+        self.close_everything();
     }
 
     /// Flushes corked links whose oldest frame has waited too long; ends the ticks when no link is left.

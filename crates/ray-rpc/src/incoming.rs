@@ -96,6 +96,8 @@ impl Incoming {
         let message = match result {
             Ok(message) => message,
             Err(Errno::AGAIN | Errno::INTR) => return ReadEnd::WouldBlock,
+            // A peer that dies with our bytes unread resets the link, which says no more than an end of the stream.
+            Err(Errno::CONNRESET) => return ReadEnd::Ended(self.end_of_stream(peer)),
             Err(error) => return ReadEnd::Ended(read_error(peer, error)),
         };
         if self.carries_descriptors {
@@ -234,10 +236,6 @@ fn protocol(peer: &str, problem: &str) -> CloseReason {
 fn read_error(peer: &str, error: Errno) -> CloseReason {
     let error = std::io::Error::from(error);
     match error.kind() {
-        std::io::ErrorKind::ConnectionReset => CloseReason::new(
-            CloseCause::PeerClosed,
-            format!("{peer} closed the link or died ({error})"),
-        ),
         std::io::ErrorKind::TimedOut => CloseReason::new(
             CloseCause::Timeout,
             format!("{peer} does not answer: the link is half open or the network is cut ({error})"),

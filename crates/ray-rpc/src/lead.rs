@@ -123,9 +123,14 @@ impl Reactor {
         if self.has_closing.load(Ordering::SeqCst) {
             self.finish_closings(false);
         }
-        if self.has_dirty.load(Ordering::Acquire) {
+        if self.looks_after_corked() {
             self.flush_dirty();
         }
+    }
+
+    /// Whether corked links have unsent frames that the leader must send, because no background thread does.
+    fn looks_after_corked(&self) -> bool {
+        self.has_dirty.load(Ordering::SeqCst) && !self.background.is_running()
     }
 
     fn run_due(&self) {
@@ -279,7 +284,7 @@ impl Reactor {
                     }
                 }
             }
-            if waiter.is_some_and(Waiter::is_notified) || self.has_dirty.load(Ordering::Relaxed) {
+            if waiter.is_some_and(Waiter::is_notified) {
                 return true;
             }
             if Instant::now() >= end {
@@ -340,7 +345,7 @@ impl Reactor {
         // Whoever asked before this load is seen here; whoever asks after it writes the wake descriptor.
         let asked = self.wake_requested.load(Ordering::SeqCst)
             || self.has_closing.load(Ordering::SeqCst)
-            || self.has_dirty.load(Ordering::SeqCst)
+            || self.looks_after_corked()
             || self.next_due() < due;
         let mut events = event_buffer();
         let result = if asked {
@@ -424,7 +429,13 @@ impl Reactor {
             let end = lock(&link.incoming).read_once(link.description(), &mut state.buffer, &mut state.arrivals);
             self.deliver(link, &mut state.arrivals);
             match end {
-                ReadEnd::WouldBlock => return total > 0,
+                ReadEnd::WouldBlock => {
+                    if link.is_dead() {
+                        // A finished link is forgotten, and with it what its user hung on it.
+                        state.hot = None;
+                    }
+                    return total > 0;
+                }
                 ReadEnd::Read { bytes, maybe_more } => {
                     add(&self.stats.bytes_received, bytes as u64);
                     total += bytes;
@@ -458,7 +469,7 @@ impl Reactor {
         }
         let Ok(service) = self.service() else { return };
         // Answers to several frames that came together leave together.
-        let batch = (arrivals.len() > 1).then(|| self.set_batch());
+        let _batch = (arrivals.len() > 1).then(|| self.set_batch());
         for arrival in arrivals.drain(..) {
             if !link.delivers() {
                 continue;
@@ -473,12 +484,6 @@ impl Reactor {
                     count(&self.stats.frames_received);
                     service.on_frame(link, frame);
                 }
-            }
-        }
-        if batch.is_some() {
-            drop(batch);
-            if self.has_dirty.load(Ordering::Acquire) {
-                self.flush_dirty();
             }
         }
     }

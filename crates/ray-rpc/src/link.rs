@@ -371,7 +371,7 @@ impl Link {
                     let closing = matches!(outgoing.state, State::Closing(_));
                     drop(outgoing);
                     if closing {
-                        reactor.nudge_unless_leading();
+                        reactor.look_at_closings();
                     }
                     return;
                 }
@@ -486,6 +486,10 @@ impl Link {
         self.dead.store(true, Ordering::Release);
     }
 
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
+    }
+
     pub(crate) fn set_ready(&self) {
         self.ready.store(true, Ordering::Release);
     }
@@ -522,6 +526,7 @@ impl Link {
         inflight.clear();
         let socket = inflight.socket.take();
         drop(inflight);
+        self.set_dead();
         lock(&self.incoming).socket = None;
         self.queued_bytes.store(0, Ordering::Relaxed);
         Some((reason, socket))

@@ -230,6 +230,12 @@ impl Reactor {
         snapshot
     }
 
+    /// Checks the token's invariants; for tests, whenever they like.
+    #[doc(hidden)]
+    pub fn token_is_consistent(&self) {
+        self.token.validate();
+    }
+
     /// How many links there are, unfinished ones included.
     pub fn link_count(&self) -> usize {
         lock(&self.links).len()
@@ -287,6 +293,15 @@ impl Reactor {
 
     /// Connects to a Unix socket. The link takes frames at once; they follow our Hello.
     pub fn connect_unix(&self, path: impl AsRef<Path>) -> Result<Arc<Link>, RpcError> {
+        self.connect_unix_with(path, |_| {})
+    }
+
+    /// `connect_unix` that shows the link to `prepare` before anything can arrive on it, to hang user data on it.
+    pub fn connect_unix_with(
+        &self,
+        path: impl AsRef<Path>,
+        prepare: impl FnOnce(&Arc<Link>),
+    ) -> Result<Arc<Link>, RpcError> {
         self.ensure_usable()?;
         let path = path.as_ref();
         self.check_link_limit()?;
@@ -297,15 +312,26 @@ impl Reactor {
             path: Some(path.to_path_buf()),
             pid: Some(pid),
         };
-        self.add_link(socket, peer)
+        self.add_link(socket, peer, prepare)
     }
 
     /// Begins to connect to a process of another node. The link takes frames at once; they leave when both sides have
     /// proven the token. A failure arrives as `on_closed`.
     pub fn connect_tcp(&self, address: SocketAddr, target: Target, token: AuthToken) -> Result<Arc<Link>, RpcError> {
+        self.connect_tcp_with(address, target, token, |_| {})
+    }
+
+    /// `connect_tcp` that shows the link to `prepare` before anything can arrive on it, to hang user data on it.
+    pub fn connect_tcp_with(
+        &self,
+        address: SocketAddr,
+        target: Target,
+        token: AuthToken,
+        prepare: impl FnOnce(&Arc<Link>),
+    ) -> Result<Arc<Link>, RpcError> {
         self.ensure_usable()?;
         self.check_link_limit()?;
-        self.begin_connect(address, target, token)
+        self.begin_connect(address, target, token, prepare)
     }
 
     /// Makes a link of a connected socket that is already authenticated, for example one that was handed over.
@@ -330,7 +356,7 @@ impl Reactor {
             };
             Peer::Tcp { address, target: None }
         };
-        self.add_link(socket, peer)
+        self.add_link(socket, peer, |_| {})
     }
 
     pub(crate) fn check_link_limit(&self) -> Result<(), RpcError> {
@@ -365,8 +391,14 @@ impl Reactor {
         Ok(link)
     }
 
-    pub(crate) fn add_link(&self, socket: OwnedFd, peer: Peer) -> Result<Arc<Link>, RpcError> {
+    pub(crate) fn add_link(
+        &self,
+        socket: OwnedFd,
+        peer: Peer,
+        prepare: impl FnOnce(&Arc<Link>),
+    ) -> Result<Arc<Link>, RpcError> {
         let link = self.new_link(peer)?;
+        prepare(&link);
         if let Err(error) = self.activate(&link, socket) {
             lock(&self.links).remove(&link.id());
             return Err(error);
@@ -459,6 +491,9 @@ impl Reactor {
             };
             if leads {
                 let outcome = self.lead(Some(waiter), deadline);
+                if outcome == WaitOutcome::Stopped {
+                    self.close_everything();
+                }
                 // A notification that came while leaving is the caller's, not the next wait's.
                 return if waiter.take_notified() {
                     WaitOutcome::Notified
@@ -597,6 +632,12 @@ impl Reactor {
         self.nudge_unless_leading();
     }
 
+    /// A closing link has sent its last byte.
+    pub(crate) fn look_at_closings(&self) {
+        self.has_closing.store(true, Ordering::SeqCst);
+        self.nudge_unless_leading();
+    }
+
     pub(crate) fn add_dirty(&self, link: Option<Arc<Link>>, ask_background: bool) {
         let Some(link) = link else { return };
         lock(&self.dirty).push(link);
@@ -643,8 +684,9 @@ impl Reactor {
         BATCH.get() == self.address()
     }
 
-    pub(crate) fn set_batch(&self) -> BatchMark {
+    pub(crate) fn set_batch(&self) -> BatchMark<'_> {
         BatchMark {
+            reactor: self,
             before: BATCH.replace(self.address()),
         }
     }
@@ -656,7 +698,7 @@ impl Reactor {
         }
     }
 
-    fn close_everything(&self) {
+    pub(crate) fn close_everything(&self) {
         // The last leader may still be on its way out; followers of it are woken by the stop.
         let limit = Instant::now() + Duration::from_secs(5);
         while !self.token.try_enter() {
@@ -703,13 +745,17 @@ impl Drop for LeadingMark {
     }
 }
 
-/// Marks this thread as delivering a batch while it lives.
-pub(crate) struct BatchMark {
+/// Marks this thread as delivering a batch while it lives; what the batch's handlers sent leaves together at its end.
+pub(crate) struct BatchMark<'a> {
+    reactor: &'a Reactor,
     before: usize,
 }
 
-impl Drop for BatchMark {
+impl Drop for BatchMark<'_> {
     fn drop(&mut self) {
         BATCH.set(self.before);
+        if self.reactor.has_dirty.load(Ordering::Acquire) {
+            self.reactor.flush_dirty();
+        }
     }
 }

@@ -163,6 +163,7 @@ impl Reactor {
         address: SocketAddr,
         target: Target,
         token: AuthToken,
+        prepare: impl FnOnce(&Arc<Link>),
     ) -> Result<Arc<Link>, RpcError> {
         let initiator = Initiator::new(token, target, random_nonce()?);
         let socket = socket::begin_connect_tcp(address)
@@ -173,6 +174,7 @@ impl Reactor {
             address,
             target: Some(target),
         })?;
+        prepare(&link);
         let half_open = HalfOpen {
             socket,
             address,
@@ -275,13 +277,11 @@ impl Reactor {
     fn accept_unix(&self, accepted: OwnedFd, path: &std::path::Path) {
         let result = self.check_link_limit().and_then(|()| {
             let pid = self.check_user(&accepted, &path.display().to_string())?;
-            self.add_link(
-                accepted,
-                Peer::Unix {
-                    path: Some(path.to_path_buf()),
-                    pid: Some(pid),
-                },
-            )
+            let peer = Peer::Unix {
+                path: Some(path.to_path_buf()),
+                pid: Some(pid),
+            };
+            self.add_link(accepted, peer, |_| {})
         });
         if let Err(error) = result {
             self.refuse(&format!("a connection to {} was refused: {error}", path.display()));
@@ -403,7 +403,9 @@ impl Reactor {
                     return;
                 }
                 let peer = Peer::Tcp { address, target: None };
-                let result = self.check_link_limit().and_then(|()| self.add_link(socket, peer));
+                let result = self
+                    .check_link_limit()
+                    .and_then(|()| self.add_link(socket, peer, |_| {}));
                 if let Err(error) = result {
                     self.refuse(&format!("a connection from {address} was refused: {error}"));
                 }
