@@ -14,8 +14,9 @@ use crate::quantity::Quantity;
 use crate::resource_set::{ResourceName, ResourceSet};
 use crate::view::NodeView;
 use ray_ids::NodeId;
-use rustc_hash::FxHashSet;
-use std::cmp::{Ordering, Reverse};
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::cmp::Reverse;
+use std::rc::Rc;
 
 /// How many sites the search tries before it gives up: a few milliseconds of a control plane's time.
 const SEARCH_LIMIT_TRIES: usize = 20_000;
@@ -118,17 +119,12 @@ impl<'a> Problem<'a> {
         free.covers(&request.resources) && request.label_selector.matches(&self.sites[site].node.labels)
     }
 
-    /// Which of two sites suits a bundle better: nodes with GPUs are left to those who want GPUs, and then the one
-    /// with less left over of what is scarcest.
-    fn compare(&self, bundle: usize, a: (usize, &ResourceSet), b: (usize, &ResourceSet)) -> Ordering {
-        let request = &self.bundles[bundle].resources;
+    /// How well a site suits a bundle, least first: nodes with GPUs are left to those who want GPUs, and then the one
+    /// with least left over of what is scarcest comes first.
+    fn misfit(&self, bundle: usize, site: usize, free: &ResourceSet) -> (bool, Quantity, usize) {
         let name = &self.scarcest[bundle];
-        let wants_gpu = self.wants_gpu(bundle);
-        let key = |(site, free): (usize, &ResourceSet)| {
-            let left = free.get(name) - request.get(name);
-            (!wants_gpu && self.sites[site].node.has_gpus(), left, site)
-        };
-        key(a).cmp(&key(b))
+        let left = free.get(name) - self.bundles[bundle].resources.get(name);
+        (!self.wants_gpu(bundle) && self.sites[site].node.has_gpus(), left, site)
     }
 
     fn on_one_site(&self, constraints: PlacementConstraints<'_>) -> Outcome {
@@ -143,10 +139,12 @@ impl<'a> Problem<'a> {
             allowed(site) && site.free.covers(&self.all) && labelled(site)
         });
         let first = self.order[0];
-        let best = fitting.min_by(|a, b| {
-            let is_target = |at: usize| constraints.soft_target_node == Some(self.sites[at].id);
-            let by_fit = || self.compare(first, (*a, &self.sites[*a].free), (*b, &self.sites[*b].free));
-            is_target(*b).cmp(&is_target(*a)).then_with(by_fit)
+        let best = fitting.min_by_key(|at| {
+            let site = &self.sites[*at];
+            (
+                constraints.soft_target_node != Some(site.id),
+                self.misfit(first, *at, &site.free),
+            )
         });
         match best {
             Some(site) => Outcome::Found(vec![site; self.bundles.len()]),
@@ -170,17 +168,18 @@ impl<'a> Problem<'a> {
         let unoccupied: Vec<usize> = (0..self.sites.len())
             .filter(|site| self.sites[*site].bundles == 0)
             .collect();
-        let choices: Vec<Vec<usize>> = (0..self.bundles.len())
-            .map(|bundle| {
-                let fitting = unoccupied
-                    .iter()
-                    .copied()
-                    .filter(|site| self.fits(*site, bundle, &self.sites[*site].free));
-                let mut fitting: Vec<usize> = fitting.collect();
-                fitting.sort_by(|a, b| self.compare(bundle, (*a, &self.sites[*a].free), (*b, &self.sites[*b].free)));
-                fitting
-            })
-            .collect();
+        // Bundles of one kind, as most are, share their list of sites.
+        let mut lists: FxHashMap<&BundleRequest, Rc<Vec<usize>>> = FxHashMap::default();
+        let mut choices: Vec<Rc<Vec<usize>>> = Vec::with_capacity(self.bundles.len());
+        for (bundle, request) in self.bundles.iter().enumerate() {
+            let list = lists.entry(request).or_insert_with(|| {
+                let fits = |site: &usize| self.fits(*site, bundle, &self.sites[*site].free);
+                let mut fitting: Vec<usize> = unoccupied.iter().copied().filter(fits).collect();
+                fitting.sort_by_cached_key(|site| self.misfit(bundle, *site, &self.sites[*site].free));
+                Rc::new(fitting)
+            });
+            choices.push(list.clone());
+        }
         for bundle in &self.order {
             let mut tried = vec![false; self.sites.len()];
             augment(*bundle, &choices, &mut holder, &mut tried);
@@ -210,11 +209,7 @@ impl<'a> Problem<'a> {
                 continue;
             }
             let fitting = (0..self.sites.len()).filter(|site| self.fits(*site, *bundle, &free[*site]));
-            let best = fitting.min_by(|a, b| {
-                counts[*a]
-                    .cmp(&counts[*b])
-                    .then_with(|| self.compare(*bundle, (*a, &free[*a]), (*b, &free[*b])))
-            })?;
+            let best = fitting.min_by_key(|site| (counts[*site], self.misfit(*bundle, *site, &free[*site])))?;
             free[best].checked_sub(&self.bundles[*bundle].resources);
             counts[best] += 1;
             chosen[*bundle] = Some(best);
@@ -320,13 +315,13 @@ impl<'a> Problem<'a> {
 }
 
 /// Gives `bundle` a site, moving others to other sites of theirs where that makes room.
-fn augment(bundle: usize, choices: &[Vec<usize>], holder: &mut [Option<usize>], tried: &mut [bool]) -> bool {
+fn augment(bundle: usize, choices: &[Rc<Vec<usize>>], holder: &mut [Option<usize>], tried: &mut [bool]) -> bool {
     // First a free site, so that the common case moves no one.
     if let Some(site) = choices[bundle].iter().copied().find(|site| holder[*site].is_none()) {
         holder[site] = Some(bundle);
         return true;
     }
-    for site in &choices[bundle] {
+    for site in choices[bundle].iter() {
         if std::mem::replace(&mut tried[*site], true) {
             continue;
         }
@@ -359,10 +354,13 @@ impl Search<'_> {
         let mut fitting: Vec<usize> = (0..problem.sites.len())
             .filter(|site| problem.fits(*site, bundle, &self.free[*site]))
             .collect();
-        fitting.sort_by(|a, b| {
-            let by_count = self.counts[*a].cmp(&self.counts[*b]);
-            let by_count = if self.together { by_count.reverse() } else { by_count };
-            by_count.then_with(|| problem.compare(bundle, (*a, &self.free[*a]), (*b, &self.free[*b])))
+        let most = if self.together { usize::MAX } else { 0 };
+        fitting.sort_by_cached_key(|site| {
+            // Together the fullest site comes first, apart the emptiest.
+            (
+                self.counts[*site].abs_diff(most),
+                problem.misfit(bundle, *site, &self.free[*site]),
+            )
         });
         let mut failed: Vec<usize> = Vec::new();
         for site in fitting {

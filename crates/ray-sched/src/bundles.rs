@@ -60,7 +60,7 @@ impl fmt::Display for PlacementStrategy {
 }
 
 /// One bundle to place.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct BundleRequest {
     /// What it reserves.
     pub resources: ResourceSet,

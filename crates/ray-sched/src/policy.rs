@@ -258,19 +258,18 @@ impl Chooser<'_> {
             });
             return best.map(|best| Choice::Busy(best.node));
         }
-        ranked.sort_by(Ranked::order);
-        if ranked[0].preferred {
-            return Some(Choice::Node(ranked[0].node));
-        }
         // The choice is random among the best few so that many deciders with one view do not rush to one node; but
         // not across the line between nodes with GPUs, which are avoided, and others.
         let share = (view.working_nodes().count() as f64 * self.settings.top_k_fraction) as usize;
-        let alike = ranked
-            .iter()
-            .take_while(|other| other.avoided == ranked[0].avoided)
-            .count();
+        let avoided = ranked.iter().all(|other| other.avoided);
+        let alike = ranked.iter().filter(|other| other.avoided == avoided).count();
         let top = share.max(self.settings.top_k_absolute).max(1).min(alike);
-        Some(Choice::Node(ranked[pick(self.rng, top)].node))
+        // Only the best few need to be in order.
+        ranked.select_nth_unstable_by(top - 1, Ranked::order);
+        ranked.truncate(top);
+        ranked.sort_unstable_by(Ranked::order);
+        let chosen = if ranked[0].preferred { 0 } else { pick(self.rng, top) };
+        Some(Choice::Node(ranked[chosen].node))
     }
 
     /// The preferred node where it fits, is used below the threshold and is not to be avoided: the common case, which

@@ -187,6 +187,7 @@ mod tests {
         assert!(refuse(f64::INFINITY).contains("not a finite number"));
         assert!(refuse(0.00001).contains("0.00001"));
         assert!(refuse(1.23456).contains("1.23456"));
+        assert!(refuse(1000.00001).contains("1000.00001"));
         assert!(refuse(1e300).contains("too large"));
     }
 

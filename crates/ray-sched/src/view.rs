@@ -79,7 +79,8 @@ impl NodeView {
             ResourceName::MEMORY,
             ResourceName::OBJECT_STORE_MEMORY,
         ];
-        let names = basic.iter().chain(demand.iter().map(|(name, _)| name));
+        let others = demand.iter().map(|(name, _)| name).filter(|name| !basic.contains(name));
+        let names = basic.iter().chain(others);
         names.map(|name| self.utilization_of(name)).fold(0.0, f64::max)
     }
 

@@ -266,6 +266,8 @@ fn lost_bundles_are_placed_with_regard_to_the_survivors() {
         place_bundles_with(&view, &bundles(&[1.0]), strategy, constraints, &mut numbers(4))
     };
     assert_eq!(placed(again(Pack, &[id(1)])), vec![id(1)]);
+    assert_eq!(placed(again(Pack, &[id(2)])), vec![id(2)]);
+    assert_eq!(placed(again(Pack, &[id(3)])), vec![id(3)]);
     assert_eq!(placed(again(StrictPack, &[id(3)])), vec![id(3)]);
     assert_eq!(placed(again(StrictSpread, &[id(1), id(2)])), vec![id(3)]);
     assert_eq!(placed(again(Spread, &[id(1), id(3)])), vec![id(2)]);

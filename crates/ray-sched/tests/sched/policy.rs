@@ -261,6 +261,27 @@ fn labels_filter_hard_and_prefer_soft() {
         Choice::Busy(id(2)),
         "to wait, the preferred one"
     );
+    let no_ssd = LabelSelector::any().with("disk", LabelOperator::DoesNotExist);
+    assert_eq!(
+        by(&busy, region("eu"), no_ssd),
+        Choice::Busy(id(3)),
+        "whichever id it has"
+    );
+}
+
+#[test]
+fn the_random_choice_keeps_to_the_local_node_and_off_gpu_nodes() {
+    let half = &[("CPU", 2.0)];
+    let equal = cluster((0..10).map(|_| seen(FOUR, half)));
+    let gpu = &[("CPU", 4.0), ("GPU", 1.0)];
+    let mixed = cluster((0..10).map(|at| if at == 4 { seen(FOUR, half) } else { seen(gpu, &[]) }));
+    let mut rng = numbers(9);
+    for _ in 0..50 {
+        let mut choose =
+            |view, local| choose_node(view, &set(ONE), &SchedulingStrategy::Default, local, &mut rng, &mut 0);
+        assert_eq!(choose(&equal, Some(id(2))), Choice::Node(id(2)));
+        assert_eq!(choose(&mixed, None), Choice::Node(id(5)));
+    }
 }
 
 #[test]
