@@ -13,6 +13,9 @@ use std::collections::{BTreeMap, VecDeque};
 use ray_ids::{TaskId, WorkerId};
 use rustc_hash::FxHashMap;
 
+/// The group of calls that are sent again after a loss; no class can declare one of that name.
+const RETRIES: &str = "\u{0}retries";
+
 /// What the caller knows of the actor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ActorStatus {
@@ -28,7 +31,12 @@ pub enum ActorStatus {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ActorCommand {
     /// Send the call.
-    Push { task: TaskId, worker: WorkerId, incarnation: u64, sequence: u64 },
+    Push {
+        task: TaskId,
+        worker: WorkerId,
+        incarnation: u64,
+        sequence: u64,
+    },
     /// The call fails: the actor is dead for good.
     FailDead { task: TaskId },
     /// The call was sent, its fate is unknown, and it may not be retried: the actor restarts or is out of reach.
@@ -43,6 +51,7 @@ struct Waiting {
 
 #[derive(Debug)]
 struct Sent {
+    sequence: u64,
     retries_left: i32,
 }
 
@@ -118,30 +127,53 @@ impl ActorCalls {
         match self.groups.get_mut(group) {
             Some(queue) => queue.push_back(Waiting { task, ready }),
             None => {
-                self.groups.insert(group.to_owned(), VecDeque::from([Waiting { task, ready }]));
+                self.groups
+                    .insert(group.to_owned(), VecDeque::from([Waiting { task, ready }]));
             }
         }
         self.flush(commands);
     }
 
-    fn push(&mut self, task: TaskId, worker: WorkerId, incarnation: u64, retries_left: i32, commands: &mut Vec<ActorCommand>) {
+    fn push(
+        &mut self,
+        task: TaskId,
+        worker: WorkerId,
+        incarnation: u64,
+        retries_left: i32,
+        commands: &mut Vec<ActorCommand>,
+    ) {
         let sequence = self.next_sequence;
         self.next_sequence += 1;
-        self.sent.insert(task, Sent { retries_left });
-        commands.push(ActorCommand::Push { task, worker, incarnation, sequence });
+        self.sent.insert(task, Sent { sequence, retries_left });
+        commands.push(ActorCommand::Push {
+            task,
+            worker,
+            incarnation,
+            sequence,
+        });
     }
 
     /// The call's arguments are there.
     pub fn ready(&mut self, task: TaskId, group: &str, commands: &mut Vec<ActorCommand>) {
-        if let Some(waiting) = self.groups.get_mut(group).and_then(|queue| queue.iter_mut().find(|waiting| waiting.task == task)) {
+        if let Some(waiting) = self
+            .groups
+            .get_mut(group)
+            .and_then(|queue| queue.iter_mut().find(|waiting| waiting.task == task))
+        {
             waiting.ready = true;
         }
         self.flush(commands);
     }
 
     fn flush(&mut self, commands: &mut Vec<ActorCommand>) {
-        let ActorStatus::Alive { worker, incarnation } = self.status else { return };
-        let mut going = Vec::new();
+        let ActorStatus::Alive { worker, incarnation } = self.status else {
+            return;
+        };
+        // Retries first: they were submitted before whatever waits.
+        let mut going: Vec<TaskId> = match self.groups.get_mut(RETRIES) {
+            Some(queue) => queue.drain(..).map(|waiting| waiting.task).collect(),
+            None => Vec::new(),
+        };
         for queue in self.groups.values_mut() {
             if self.out_of_order {
                 going.extend(queue.iter().filter(|waiting| waiting.ready).map(|waiting| waiting.task));
@@ -168,7 +200,11 @@ impl ActorCalls {
     pub fn retry_after_exception(&mut self, task: TaskId, group: &str, commands: &mut Vec<ActorCommand>) -> bool {
         match self.sent.remove(&task) {
             Some(sent) if sent.retries_left != 0 => {
-                let left = if sent.retries_left < 0 { -1 } else { sent.retries_left - 1 };
+                let left = if sent.retries_left < 0 {
+                    -1
+                } else {
+                    sent.retries_left - 1
+                };
                 self.submit(task, group, true, left, commands);
                 true
             }
@@ -220,29 +256,43 @@ impl ActorCalls {
         self.lost(commands);
     }
 
-    /// The control plane creates it again.
+    /// The control plane creates it again. Late news of the life before is ignored from now on.
     pub fn restarting(&mut self, next_incarnation: u64, commands: &mut Vec<ActorCommand>) {
-        if self.status == ActorStatus::Dead || next_incarnation <= self.incarnation && self.incarnation != 0 {
+        if self.status == ActorStatus::Dead || next_incarnation <= self.incarnation {
             return;
         }
         self.status = ActorStatus::Pending;
+        self.incarnation = next_incarnation;
+        self.next_sequence = 1;
         self.lost(commands);
+    }
+
+    /// The first sequence that a fresh link to the actor will carry, for `CallerHello`.
+    pub fn next_sequence(&self) -> u64 {
+        self.next_sequence
     }
 
     /// What was sent and not answered is sent again, or fails.
     fn lost(&mut self, commands: &mut Vec<ActorCommand>) {
         let mut sent: Vec<(TaskId, Sent)> = self.sent.drain().collect();
-        sent.sort_unstable_by_key(|(task, _)| *task);
+        sent.sort_unstable_by_key(|(_, sent)| sent.sequence);
         for (task, sent) in sent {
             if sent.retries_left == 0 {
                 commands.push(ActorCommand::FailUnavailable { task });
                 continue;
             }
-            let left = if sent.retries_left < 0 { -1 } else { sent.retries_left - 1 };
+            let left = if sent.retries_left < 0 {
+                -1
+            } else {
+                sent.retries_left - 1
+            };
             self.retries.insert(task, left);
             self.waiting += 1;
             // Retries are unordered; a group of their own keeps them from being held back.
-            self.groups.entry("\u{0}retries".to_owned()).or_default().push_back(Waiting { task, ready: true });
+            self.groups
+                .entry(RETRIES.to_owned())
+                .or_default()
+                .push_back(Waiting { task, ready: true });
         }
     }
 

@@ -34,11 +34,21 @@ const PIPELINE_BUDGET_US: u64 = 2000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LeaseCommand {
     /// Ask this raylet (`None`: our own) for a lease.
-    Request { request: RequestId, class: ClassId, raylet: Option<NodeId>, backlog: u32, preferred: Option<NodeId> },
+    Request {
+        request: RequestId,
+        class: ClassId,
+        raylet: Option<NodeId>,
+        backlog: u32,
+        preferred: Option<NodeId>,
+    },
     /// Withdraw a request.
     CancelRequest { request: RequestId },
     /// Send the call to the lease's worker.
-    Push { lease: LeaseId, task: TaskId, sequence: u64 },
+    Push {
+        lease: LeaseId,
+        task: TaskId,
+        sequence: u64,
+    },
     /// Give the worker back.
     Return { lease: LeaseId, worker_exits: bool },
     /// Ask the worker for its unstarted calls.
@@ -98,11 +108,22 @@ pub struct LeaseClient {
 impl LeaseClient {
     /// No leases.
     pub fn new() -> Self {
-        Self { next_request: 1, ..Self::default() }
+        Self {
+            next_request: 1,
+            ..Self::default()
+        }
     }
 
     /// A call is ready to run. `pipelined` says whether its class may be pushed ahead.
-    pub fn submit(&mut self, task: TaskId, class: ClassId, pipelined: bool, preferred: Option<NodeId>, now_ms: u64, commands: &mut Vec<LeaseCommand>) {
+    pub fn submit(
+        &mut self,
+        task: TaskId,
+        class: ClassId,
+        pipelined: bool,
+        preferred: Option<NodeId>,
+        now_ms: u64,
+        commands: &mut Vec<LeaseCommand>,
+    ) {
         let entry = self.classes.entry(class).or_insert_with(|| Class {
             queue: VecDeque::new(),
             leases: Vec::new(),
@@ -129,7 +150,9 @@ impl LeaseClient {
 
     /// Pushes what can be pushed and asks for what is missing.
     fn feed(&mut self, class_id: ClassId, now_ms: u64, commands: &mut Vec<LeaseCommand>) {
-        let Some(class) = self.classes.get_mut(&class_id) else { return };
+        let Some(class) = self.classes.get_mut(&class_id) else {
+            return;
+        };
         if class.queue.is_empty() {
             return;
         }
@@ -138,7 +161,9 @@ impl LeaseClient {
         let mut level = 0;
         while level < depth && !class.queue.is_empty() {
             for lease_id in &class.leases {
-                let Some(lease) = self.leases.get_mut(lease_id) else { continue };
+                let Some(lease) = self.leases.get_mut(lease_id) else {
+                    continue;
+                };
                 if lease.recalled || lease.recalling || lease.exits || lease.pushed.len() > level {
                     continue;
                 }
@@ -151,7 +176,11 @@ impl LeaseClient {
                 lease.next_sequence += 1;
                 lease.pushed.push_back((task, sequence));
                 self.running.insert(task, *lease_id);
-                commands.push(LeaseCommand::Push { lease: *lease_id, task, sequence });
+                commands.push(LeaseCommand::Push {
+                    lease: *lease_id,
+                    task,
+                    sequence,
+                });
             }
             level += 1;
         }
@@ -159,7 +188,13 @@ impl LeaseClient {
             let request = self.next_request;
             self.next_request += 1;
             class.requests += 1;
-            self.requests.insert(request, Request { class: class_id, queued: false });
+            self.requests.insert(
+                request,
+                Request {
+                    class: class_id,
+                    queued: false,
+                },
+            );
             commands.push(LeaseCommand::Request {
                 request,
                 class: class_id,
@@ -182,12 +217,28 @@ impl LeaseClient {
     }
 
     /// A raylet granted a lease. One that nobody asked for (any more) goes back at once.
-    pub fn granted(&mut self, request: RequestId, lease: LeaseId, worker: WorkerId, node: NodeId, first_sequence: u64, now_ms: u64, commands: &mut Vec<LeaseCommand>) {
+    // Each argument is a field of the grant's message; a struct would only repeat that message.
+    #[allow(clippy::too_many_arguments)]
+    pub fn granted(
+        &mut self,
+        request: RequestId,
+        lease: LeaseId,
+        worker: WorkerId,
+        node: NodeId,
+        first_sequence: u64,
+        now_ms: u64,
+        commands: &mut Vec<LeaseCommand>,
+    ) {
         let Some(class_id) = self.end_request(request) else {
-            commands.push(LeaseCommand::Return { lease, worker_exits: false });
+            commands.push(LeaseCommand::Return {
+                lease,
+                worker_exits: false,
+            });
             return;
         };
-        let Some(class) = self.classes.get_mut(&class_id) else { return };
+        let Some(class) = self.classes.get_mut(&class_id) else {
+            return;
+        };
         class.leases.push(lease);
         self.idle += 1;
         self.leases.insert(
@@ -211,7 +262,9 @@ impl LeaseClient {
 
     /// That raylet is a better one to ask.
     pub fn redirected(&mut self, request: RequestId, raylet: NodeId, commands: &mut Vec<LeaseCommand>) {
-        let Some(entry) = self.requests.get_mut(&request) else { return };
+        let Some(entry) = self.requests.get_mut(&request) else {
+            return;
+        };
         let class_id = entry.class;
         if std::mem::replace(&mut entry.queued, false) {
             if let Some(class) = self.classes.get_mut(&class_id) {
@@ -238,8 +291,12 @@ impl LeaseClient {
 
     /// No lease will come of the request: every queued call of its class fails. Returns them.
     pub fn refused(&mut self, request: RequestId, commands: &mut Vec<LeaseCommand>) -> Vec<TaskId> {
-        let Some(class_id) = self.end_request(request) else { return Vec::new() };
-        let Some(class) = self.classes.get_mut(&class_id) else { return Vec::new() };
+        let Some(class_id) = self.end_request(request) else {
+            return Vec::new();
+        };
+        let Some(class) = self.classes.get_mut(&class_id) else {
+            return Vec::new();
+        };
         let failed = class.queue.drain(..).collect();
         self.withdraw_requests(class_id, commands);
         failed
@@ -247,7 +304,9 @@ impl LeaseClient {
 
     /// The request waits at its raylet: pipelining is allowed from now on.
     pub fn queued(&mut self, request: RequestId, now_ms: u64, commands: &mut Vec<LeaseCommand>) {
-        let Some(entry) = self.requests.get_mut(&request) else { return };
+        let Some(entry) = self.requests.get_mut(&request) else {
+            return;
+        };
         if std::mem::replace(&mut entry.queued, true) {
             return;
         }
@@ -260,7 +319,9 @@ impl LeaseClient {
 
     /// The raylet wants the lease back.
     pub fn recalled(&mut self, lease_id: LeaseId, commands: &mut Vec<LeaseCommand>) {
-        let Some(lease) = self.leases.get_mut(&lease_id) else { return };
+        let Some(lease) = self.leases.get_mut(&lease_id) else {
+            return;
+        };
         lease.recalled = true;
         if lease.pushed.len() > 1 && !lease.recalling {
             lease.recalling = true;
@@ -270,13 +331,18 @@ impl LeaseClient {
     }
 
     fn return_if_done(&mut self, lease_id: LeaseId, commands: &mut Vec<LeaseCommand>) {
-        let Some(lease) = self.leases.get(&lease_id) else { return };
+        let Some(lease) = self.leases.get(&lease_id) else {
+            return;
+        };
         if !(lease.recalled || lease.exits) || !lease.pushed.is_empty() {
             return;
         }
         let exits = lease.exits;
         self.remove_lease(lease_id);
-        commands.push(LeaseCommand::Return { lease: lease_id, worker_exits: exits });
+        commands.push(LeaseCommand::Return {
+            lease: lease_id,
+            worker_exits: exits,
+        });
     }
 
     fn remove_lease(&mut self, lease_id: LeaseId) -> Option<Lease> {
@@ -292,9 +358,13 @@ impl LeaseClient {
 
     /// A call is over (whatever its outcome). Returns whether it was known.
     pub fn replied(&mut self, task: TaskId, worker_exits: bool, now_us: u64, commands: &mut Vec<LeaseCommand>) -> bool {
-        let Some(lease_id) = self.running.remove(&task) else { return false };
+        let Some(lease_id) = self.running.remove(&task) else {
+            return false;
+        };
         let now_ms = now_us / 1000;
-        let Some(lease) = self.leases.get_mut(&lease_id) else { return true };
+        let Some(lease) = self.leases.get_mut(&lease_id) else {
+            return true;
+        };
         let class_id = lease.class;
         lease.pushed.retain(|(pushed, _)| *pushed != task);
         if lease.pushed.is_empty() {
@@ -319,36 +389,58 @@ impl LeaseClient {
         true
     }
 
-    /// The worker gave these back unstarted: they are queued again in front, free of charge.
-    pub fn tasks_recalled(&mut self, tasks: &[TaskId], lease_id: LeaseId, now_ms: u64, commands: &mut Vec<LeaseCommand>) {
-        let mut class_id = None;
-        if let Some(lease) = self.leases.get_mut(&lease_id) {
-            lease.recalling = false;
-            class_id = Some(lease.class);
-            let busy = !lease.pushed.is_empty();
-            lease.pushed.retain(|(task, _)| !tasks.contains(task));
-            if busy && lease.pushed.is_empty() {
-                lease.idle_since_ms = now_ms;
-                self.idle += 1;
+    /// The worker gave these back unstarted: they are queued again in front, free of charge. One that is not pushed under
+    /// that lease any more is none of its business: it was answered, or runs elsewhere since.
+    pub fn tasks_recalled(
+        &mut self,
+        tasks: &[TaskId],
+        lease_id: LeaseId,
+        now_ms: u64,
+        commands: &mut Vec<LeaseCommand>,
+    ) {
+        let Some(lease) = self.leases.get_mut(&lease_id) else {
+            return;
+        };
+        lease.recalling = false;
+        let class_id = lease.class;
+        let busy = !lease.pushed.is_empty();
+        let mut back = Vec::new();
+        lease.pushed.retain(|(task, _)| {
+            let recalled = tasks.contains(task);
+            if recalled {
+                back.push(*task);
             }
+            !recalled
+        });
+        if busy && lease.pushed.is_empty() {
+            lease.idle_since_ms = now_ms;
+            self.idle += 1;
         }
-        for task in tasks.iter().rev() {
-            if self.running.remove(task).is_some() {
-                if let Some(class) = class_id.and_then(|class| self.classes.get_mut(&class)) {
-                    class.queue.push_front(*task);
-                }
+        if let Some(class) = self.classes.get_mut(&class_id) {
+            for task in back.iter().rev() {
+                self.running.remove(task);
+                class.queue.push_front(*task);
             }
         }
         self.return_if_done(lease_id, commands);
-        if let Some(class) = class_id {
-            self.feed(class, now_ms, commands);
+        self.feed(class_id, now_ms, commands);
+    }
+
+    /// The worker does not know the lease (`REPLY_STALE_LEASE` to this call): the call is queued again in front, free of
+    /// charge, and nothing more is pushed under the lease.
+    pub fn stale(&mut self, task: TaskId, lease_id: LeaseId, now_ms: u64, commands: &mut Vec<LeaseCommand>) {
+        if let Some(lease) = self.leases.get_mut(&lease_id) {
+            lease.recalled = true;
         }
+        self.tasks_recalled(&[task], lease_id, now_ms, commands);
     }
 
     /// A worker died. `started`: the highest sequence it had started, if known. Calls above it are queued again, free of
     /// charge; the others' attempts count.
     pub fn broken(&mut self, lease_id: LeaseId, started: Option<u64>, now_ms: u64, commands: &mut Vec<LeaseCommand>) {
-        let Some(lease) = self.remove_lease(lease_id) else { return };
+        let Some(lease) = self.remove_lease(lease_id) else {
+            return;
+        };
         for (task, sequence) in lease.pushed.iter().rev() {
             self.running.remove(task);
             if started.is_some_and(|started| *sequence > started) {
@@ -356,7 +448,10 @@ impl LeaseClient {
                     class.queue.push_front(*task);
                 }
             } else {
-                commands.push(LeaseCommand::AttemptFailed { task: *task, lease: lease_id });
+                commands.push(LeaseCommand::AttemptFailed {
+                    task: *task,
+                    lease: lease_id,
+                });
             }
         }
         self.feed(lease.class, now_ms, commands);
@@ -364,7 +459,12 @@ impl LeaseClient {
 
     /// A node died with every lease on it, and no evidence of what was started.
     pub fn node_died(&mut self, node: NodeId, now_ms: u64, commands: &mut Vec<LeaseCommand>) {
-        let lost: Vec<LeaseId> = self.leases.iter().filter(|(_, lease)| lease.node == node).map(|(id, _)| *id).collect();
+        let lost: Vec<LeaseId> = self
+            .leases
+            .iter()
+            .filter(|(_, lease)| lease.node == node)
+            .map(|(id, _)| *id)
+            .collect();
         for lease in lost {
             self.broken(lease, None, now_ms, commands);
         }
@@ -372,7 +472,9 @@ impl LeaseClient {
 
     /// Takes a call out of its queue. Returns false where it is pushed already or unknown.
     pub fn cancel_queued(&mut self, task: TaskId, class: ClassId, commands: &mut Vec<LeaseCommand>) -> bool {
-        let Some(entry) = self.classes.get_mut(&class) else { return false };
+        let Some(entry) = self.classes.get_mut(&class) else {
+            return false;
+        };
         let before = entry.queue.len();
         entry.queue.retain(|queued| *queued != task);
         let found = entry.queue.len() != before;
@@ -395,14 +497,22 @@ impl LeaseClient {
 
     /// Withdraws requests that have nothing to run any more.
     fn withdraw_idle_requests(&mut self, class_id: ClassId, commands: &mut Vec<LeaseCommand>) {
-        if self.classes.get(&class_id).is_some_and(|class| class.queue.is_empty() && class.requests > 0) {
+        if self
+            .classes
+            .get(&class_id)
+            .is_some_and(|class| class.queue.is_empty() && class.requests > 0)
+        {
             self.withdraw_requests(class_id, commands);
         }
     }
 
     fn withdraw_requests(&mut self, class_id: ClassId, commands: &mut Vec<LeaseCommand>) {
-        let requests: Vec<RequestId> =
-            self.requests.iter().filter(|(_, request)| request.class == class_id).map(|(id, _)| *id).collect();
+        let requests: Vec<RequestId> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| request.class == class_id)
+            .map(|(id, _)| *id)
+            .collect();
         for request in requests {
             self.end_request(request);
             commands.push(LeaseCommand::CancelRequest { request });
@@ -411,13 +521,21 @@ impl LeaseClient {
 
     /// A lease of the class is idle and another one's pipeline stalls: have it give back what it has not started.
     fn rebalance(&mut self, class_id: ClassId, now_ms: u64, commands: &mut Vec<LeaseCommand>) {
-        let Some(class) = self.classes.get(&class_id) else { return };
-        let idle = class.leases.iter().any(|id| self.leases.get(id).is_some_and(|lease| lease.pushed.is_empty() && !lease.recalled));
+        let Some(class) = self.classes.get(&class_id) else {
+            return;
+        };
+        let idle = class.leases.iter().any(|id| {
+            self.leases
+                .get(id)
+                .is_some_and(|lease| lease.pushed.is_empty() && !lease.recalled)
+        });
         if !idle || !class.queue.is_empty() {
             return;
         }
         for id in class.leases.clone() {
-            let Some(lease) = self.leases.get_mut(&id) else { continue };
+            let Some(lease) = self.leases.get_mut(&id) else {
+                continue;
+            };
             if lease.pushed.len() > 1 && !lease.recalling && now_ms.saturating_sub(lease.progress_ms) >= STALL_MS {
                 lease.recalling = true;
                 commands.push(LeaseCommand::Recall { lease: id });
@@ -450,7 +568,10 @@ impl LeaseClient {
         }
         for id in expired {
             self.remove_lease(id);
-            commands.push(LeaseCommand::Return { lease: id, worker_exits: false });
+            commands.push(LeaseCommand::Return {
+                lease: id,
+                worker_exits: false,
+            });
         }
         stalled.sort_unstable();
         stalled.dedup();
@@ -458,6 +579,14 @@ impl LeaseClient {
             self.rebalance(class, now_ms, commands);
         }
         next
+    }
+
+    /// Whether there is no call, no lease and no request.
+    pub fn is_quiet(&self) -> bool {
+        self.leases.is_empty()
+            && self.requests.is_empty()
+            && self.running.is_empty()
+            && self.classes.values().all(|class| class.queue.is_empty())
     }
 
     /// How many leases have nothing to do.
@@ -485,11 +614,21 @@ impl LeaseClient {
             }
             let requests = self.requests.values().filter(|request| request.class == *id).count();
             if requests != class.requests {
-                return Err(format!("class {id} counts {} requests and has {requests}", class.requests));
+                return Err(format!(
+                    "class {id} counts {} requests and has {requests}",
+                    class.requests
+                ));
             }
-            let queued = self.requests.values().filter(|request| request.class == *id && request.queued).count();
+            let queued = self
+                .requests
+                .values()
+                .filter(|request| request.class == *id && request.queued)
+                .count();
             if queued != class.queued_requests {
-                return Err(format!("class {id} counts {} queued requests and has {queued}", class.queued_requests));
+                return Err(format!(
+                    "class {id} counts {} queued requests and has {queued}",
+                    class.queued_requests
+                ));
             }
         }
         let mut idle = 0;

@@ -3,11 +3,14 @@
 //!
 //! It refuses to decide from a message twice: borrow messages carry generations, replies carry what they answer.
 //!
-//! Invariants are numbered in the modules: `references`, `lineage`, `leases`, `actor_calls`.
+//! Invariants are numbered in the modules: `references`, `lineage`, `leases`, `actor_calls`, `actor_order`, `session`.
 
 pub mod actor_calls;
+pub mod actor_order;
+mod entry;
 pub mod leases;
 pub mod lineage;
 pub mod references;
+pub mod session;
 
 pub use references::{ReferenceCommand, ReferenceTable};

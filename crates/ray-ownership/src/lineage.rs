@@ -48,16 +48,36 @@ pub struct Lineage {
 impl Lineage {
     /// Retains at most `limit_bytes` of specifications.
     pub fn new(limit_bytes: usize) -> Self {
-        Self { tasks: FxHashMap::default(), order: VecDeque::new(), bytes: 0, limit_bytes }
+        Self {
+            tasks: FxHashMap::default(),
+            order: VecDeque::new(),
+            bytes: 0,
+            limit_bytes,
+        }
     }
 
     /// A task is over and some of its returns could be lost: keep its specification. `retries_left` is -1 for no limit.
-    pub fn retain(&mut self, task: TaskId, arguments: Vec<ObjectId>, live_returns: u32, bytes: usize, retries_left: i32) -> Vec<Dropped> {
+    pub fn retain(
+        &mut self,
+        task: TaskId,
+        arguments: Vec<ObjectId>,
+        live_returns: u32,
+        bytes: usize,
+        retries_left: i32,
+    ) -> Vec<Dropped> {
         if live_returns == 0 {
             return vec![Dropped { task, arguments }];
         }
         self.bytes += bytes;
-        self.tasks.insert(task, Retained { arguments, live_returns, bytes, retries_left });
+        self.tasks.insert(
+            task,
+            Retained {
+                arguments,
+                live_returns,
+                bytes,
+                retries_left,
+            },
+        );
         self.order.push_back(task);
         let mut dropped = Vec::new();
         while self.bytes > self.limit_bytes && self.tasks.len() > 1 {
@@ -76,7 +96,10 @@ impl Lineage {
             let tasks = &self.tasks;
             self.order.retain(|task| tasks.contains_key(task));
         }
-        Some(Dropped { task, arguments: retained.arguments })
+        Some(Dropped {
+            task,
+            arguments: retained.arguments,
+        })
     }
 
     /// One of the task's returns is counted no more.
@@ -95,7 +118,11 @@ impl Lineage {
         if retained.retries_left == 0 {
             return Err(NotRebuildable::NoRetriesLeft);
         }
-        let left = if retained.retries_left < 0 { -1 } else { retained.retries_left - 1 };
+        let left = if retained.retries_left < 0 {
+            -1
+        } else {
+            retained.retries_left - 1
+        };
         let dropped = self.remove(task).ok_or(NotRebuildable::NoLineage)?;
         Ok((dropped.arguments, left))
     }
@@ -117,7 +144,10 @@ impl Lineage {
             return Err(format!("lineage says {} bytes and holds {sum}", self.bytes));
         }
         if self.bytes > self.limit_bytes && self.tasks.len() > 1 {
-            return Err(format!("lineage holds {} bytes over its limit of {}", self.bytes, self.limit_bytes));
+            return Err(format!(
+                "lineage holds {} bytes over its limit of {}",
+                self.bytes, self.limit_bytes
+            ));
         }
         if self.tasks.values().any(|retained| retained.live_returns == 0) {
             return Err("lineage retains a task none of whose returns is counted".into());
@@ -141,7 +171,13 @@ mod tests {
         let (t, argument) = (task(), ObjectId::of(task(), 1));
         assert!(lineage.retain(t, vec![argument], 2, 100, 3).is_empty());
         assert_eq!(lineage.return_released(t), None);
-        assert_eq!(lineage.return_released(t), Some(Dropped { task: t, arguments: vec![argument] }));
+        assert_eq!(
+            lineage.return_released(t),
+            Some(Dropped {
+                task: t,
+                arguments: vec![argument]
+            })
+        );
         assert!(!lineage.contains(&t));
         lineage.validate().unwrap();
     }

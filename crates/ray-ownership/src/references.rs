@@ -20,115 +20,8 @@
 use ray_ids::{NodeId, ObjectId, TaskId, WorkerId};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-/// What the shell must do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ReferenceCommand {
-    /// The object's value is nobody's any more: drop it here and in the stores of these nodes.
-    FreeValue { object: ObjectId, nodes: Vec<NodeId> },
-    /// Tell the owner that `borrower` counts on the object; `borrower_added` is called with its answer.
-    AddBorrower { owner: WorkerId, object: ObjectId, borrower: WorkerId, generation: u64 },
-    /// Tell the owner that this process no longer counts on it.
-    RemoveBorrower { owner: WorkerId, object: ObjectId, generation: u64 },
-    /// Tell the worker that what the task's returns contain is counted.
-    AcknowledgeReturns { worker: WorkerId, task: TaskId },
-    /// This process wants to hear of that one's death.
-    Watch { worker: WorkerId },
-    /// The task's specification is not needed to make anything again.
-    ReleaseLineage { object: ObjectId },
-    /// The owner of this borrowed object is dead.
-    OwnerDied { object: ObjectId },
-}
-
-/// What protects a borrowed reference until its owner knows of this process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cover {
-    /// It came with the arguments of this running task: the caller counts until the reply.
-    Task(TaskId),
-    /// It came out of this object, which is held meanwhile.
-    Outer(ObjectId),
-    /// It came inside the returns of this task, which `worker` executed and holds.
-    Return { task: TaskId, worker: WorkerId },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Registration {
-    /// Only the cover protects it; the owner does not know of this process.
-    Covered,
-    /// `AddBorrower` is under way.
-    Pending,
-    /// The owner counts this process.
-    Registered,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Kind {
-    Owned {
-        /// Who borrows, with the generation of the borrow.
-        borrowers: Vec<(WorkerId, u64)>,
-        /// Generations that were released, some perhaps before they were added.
-        released: Vec<(WorkerId, u64)>,
-        locations: Vec<NodeId>,
-        /// Retained specifications of tasks that have this object as an argument.
-        lineage_count: u32,
-        freed: bool,
-    },
-    Borrowed { owner: WorkerId, generation: u64, registration: Registration, owner_dead: bool },
-}
-
-/// One object's counts, and the shell's slot for its value.
-#[derive(Debug, Clone)]
-pub struct Entry<V> {
-    /// The shell's value.
-    pub value: V,
-    local: u32,
-    submitted: u32,
-    contained: u32,
-    holds: u32,
-    /// References inside this object that it counts.
-    contains: Vec<ObjectId>,
-    kind: Kind,
-}
-
-impl<V> Entry<V> {
-    fn counted(&self) -> bool {
-        self.local > 0 || self.submitted > 0 || self.contained > 0 || self.holds > 0
-    }
-
-    /// Whether this process owns the object.
-    pub fn is_owned(&self) -> bool {
-        matches!(self.kind, Kind::Owned { .. })
-    }
-
-    /// The owner, for a borrowed object.
-    pub fn borrowed_owner(&self) -> Option<WorkerId> {
-        match self.kind {
-            Kind::Borrowed { owner, .. } => Some(owner),
-            Kind::Owned { .. } => None,
-        }
-    }
-
-    /// Whether the owner of a borrowed object is known to be dead.
-    pub fn owner_is_dead(&self) -> bool {
-        matches!(self.kind, Kind::Borrowed { owner_dead: true, .. })
-    }
-
-    /// Nodes known to have a copy of an owned object.
-    pub fn locations(&self) -> &[NodeId] {
-        match &self.kind {
-            Kind::Owned { locations, .. } => locations,
-            Kind::Borrowed { .. } => &[],
-        }
-    }
-
-    /// (local, submitted, contained, holds, borrowers), for `ray memory`.
-    pub fn counts(&self) -> (u32, u32, u32, u32, usize) {
-        let borrowers = match &self.kind {
-            Kind::Owned { borrowers, .. } => borrowers.len(),
-            Kind::Borrowed { .. } => 0,
-        };
-        (self.local, self.submitted, self.contained, self.holds, borrowers)
-    }
-}
+pub use crate::entry::{Cover, Entry, ReferenceCommand};
+use crate::entry::{Kind, Registration};
 
 #[derive(Debug, Default)]
 struct ReturnAcknowledgement {
@@ -160,6 +53,8 @@ pub struct ReferenceTable<V> {
     return_acknowledgements: FxHashMap<TaskId, ReturnAcknowledgement>,
     /// References covered by a running task.
     covered: FxHashMap<TaskId, Vec<ObjectId>>,
+    /// How often an object stands in `covered`: while another running task covers it, its end need not list it.
+    cover_counts: FxHashMap<ObjectId, u32>,
 }
 
 impl<V: Default> ReferenceTable<V> {
@@ -177,7 +72,40 @@ impl<V: Default> ReferenceTable<V> {
             return_holds: FxHashMap::default(),
             return_acknowledgements: FxHashMap::default(),
             covered: FxHashMap::default(),
+            cover_counts: FxHashMap::default(),
         }
+    }
+
+    /// The process whose counts these are.
+    pub fn me(&self) -> WorkerId {
+        self.me
+    }
+
+    /// Whether nothing is counted, held, covered or awaited any more.
+    pub fn is_quiet(&self) -> bool {
+        self.entries.is_empty()
+            && self.held_until_registered.is_empty()
+            && self.relays.is_empty()
+            && self.return_holds.is_empty()
+            && self.return_acknowledgements.is_empty()
+            && self.covered.is_empty()
+            && self.cover_counts.is_empty()
+            && self.borrowed_by.is_empty()
+            && self.owned_by.is_empty()
+    }
+
+    /// Whether an `AddBorrower` of this process for the object is unanswered: a constructor's end is told only after that.
+    pub fn is_registering(&self, object: &ObjectId) -> bool {
+        matches!(
+            self.entries.get(object),
+            Some(Entry {
+                kind: Kind::Borrowed {
+                    registration: Registration::Pending,
+                    ..
+                },
+                ..
+            })
+        )
     }
 
     /// The entry of an object, if this process counts on it.
@@ -227,18 +155,21 @@ impl<V: Default> ReferenceTable<V> {
         );
     }
 
-    /// The owned object holds these references until it is freed. References not ours must be borrowed already.
+    /// The owned object holds these references until it is freed. References not ours must be borrowed already; one that
+    /// is not counted here is left out.
     pub fn contain(&mut self, outer: ObjectId, inner: &[ObjectId]) {
         if !self.entries.contains_key(&outer) {
             return;
         }
+        let mut counted = Vec::with_capacity(inner.len());
         for object in inner {
             if let Some(entry) = self.entries.get_mut(object) {
                 entry.contained += 1;
+                counted.push(*object);
             }
         }
         if let Some(entry) = self.entries.get_mut(&outer) {
-            entry.contains.extend_from_slice(inner);
+            entry.contains.extend_from_slice(&counted);
         }
     }
 
@@ -264,7 +195,17 @@ impl<V: Default> ReferenceTable<V> {
     }
 
     /// A reference arrived in this process; counts it once as local.
-    pub fn borrow(&mut self, object: ObjectId, owner: WorkerId, cover: Cover, value: V, commands: &mut Vec<ReferenceCommand>) {
+    ///
+    /// What a process sends itself (an actor that calls its own method) is not borrowed: use `add_local`, because the
+    /// caller whose count would be the cover is this very process.
+    pub fn borrow(
+        &mut self,
+        object: ObjectId,
+        owner: WorkerId,
+        cover: Cover,
+        value: V,
+        commands: &mut Vec<ReferenceCommand>,
+    ) {
         if let Some(entry) = self.entries.get_mut(&object) {
             entry.local += 1;
             let needs_registration = match (&mut entry.kind, cover) {
@@ -282,7 +223,10 @@ impl<V: Default> ReferenceTable<V> {
         } else {
             let generation = self.next_generation;
             self.next_generation += 1;
+            // An object of ours that is not counted here was freed: nobody can be asked for it any more.
+            let lost = owner == self.me;
             let registration = match cover {
+                _ if lost => Registration::Registered,
                 Cover::Task(_) => Registration::Covered,
                 _ => Registration::Pending,
             };
@@ -295,11 +239,19 @@ impl<V: Default> ReferenceTable<V> {
                     contained: 0,
                     holds: 0,
                     contains: Vec::new(),
-                    kind: Kind::Borrowed { owner, generation, registration, owner_dead: false },
+                    kind: Kind::Borrowed {
+                        owner,
+                        generation,
+                        registration,
+                        owner_dead: lost,
+                    },
                 },
             );
             self.owned_by.entry(owner).or_default().insert(object);
             self.watch(owner, commands);
+            if lost {
+                commands.push(ReferenceCommand::OwnerDied { object });
+            }
             if registration == Registration::Pending {
                 self.send_registration(object, commands);
             }
@@ -308,16 +260,34 @@ impl<V: Default> ReferenceTable<V> {
     }
 
     fn send_registration(&mut self, object: ObjectId, commands: &mut Vec<ReferenceCommand>) {
-        if let Some(Entry { kind: Kind::Borrowed { owner, generation, .. }, .. }) = self.entries.get(&object) {
-            commands.push(ReferenceCommand::AddBorrower { owner: *owner, object, borrower: self.me, generation: *generation });
+        if let Some(Entry {
+            kind: Kind::Borrowed { owner, generation, .. },
+            ..
+        }) = self.entries.get(&object)
+        {
+            commands.push(ReferenceCommand::AddBorrower {
+                owner: *owner,
+                object,
+                borrower: self.me,
+                generation: *generation,
+            });
         }
     }
 
     /// Notes what stands in for the owner's count meanwhile.
     fn protect(&mut self, object: ObjectId, cover: Cover) {
-        let Some(Entry { kind: Kind::Borrowed { registration, .. }, .. }) = self.entries.get(&object) else { return };
+        let Some(Entry {
+            kind: Kind::Borrowed { registration, .. },
+            ..
+        }) = self.entries.get(&object)
+        else {
+            return;
+        };
         match (cover, *registration) {
-            (Cover::Task(task), Registration::Covered) => self.covered.entry(task).or_default().push(object),
+            (Cover::Task(task), Registration::Covered) => {
+                self.covered.entry(task).or_default().push(object);
+                *self.cover_counts.entry(object).or_default() += 1;
+            }
             (Cover::Outer(outer), Registration::Pending) => {
                 if let Some(entry) = self.entries.get_mut(&outer) {
                     entry.holds += 1;
@@ -333,20 +303,36 @@ impl<V: Default> ReferenceTable<V> {
         }
     }
 
-    /// The owner answered `AddBorrower`. Returns false where the owner no longer knew the object.
-    pub fn borrower_added(&mut self, object: ObjectId, borrower: WorkerId, generation: u64, commands: &mut Vec<ReferenceCommand>) {
+    /// The owner answered `AddBorrower`. An answer to a borrow that is over changes nothing: the reference may have come
+    /// again since, under another generation, whose own answer is still to come.
+    pub fn borrower_added(
+        &mut self,
+        object: ObjectId,
+        borrower: WorkerId,
+        generation: u64,
+        commands: &mut Vec<ReferenceCommand>,
+    ) {
         if borrower != self.me {
             if self.relays.remove(&(object, borrower, generation)) {
                 self.release_hold(object, commands);
             }
             return;
         }
-        if let Some(Entry { kind: Kind::Borrowed { generation: current, registration, .. }, .. }) = self.entries.get_mut(&object) {
+        if let Some(Entry {
+            kind:
+                Kind::Borrowed {
+                    generation: current,
+                    registration,
+                    ..
+                },
+            ..
+        }) = self.entries.get_mut(&object)
+        {
             if *current == generation && *registration == Registration::Pending {
                 *registration = Registration::Registered;
+                self.registration_settled(object, commands);
             }
         }
-        self.registration_settled(object, commands);
     }
 
     /// Whoever stood in for a registration need not any more.
@@ -354,15 +340,23 @@ impl<V: Default> ReferenceTable<V> {
         for outer in self.held_until_registered.remove(&object).unwrap_or_default() {
             self.release_hold(outer, commands);
         }
+        self.return_registration_settled(object, commands);
+    }
+
+    fn return_registration_settled(&mut self, object: ObjectId, commands: &mut Vec<ReferenceCommand>) {
         let mut done = Vec::new();
         for (task, acknowledgement) in &mut self.return_acknowledgements {
-            if acknowledgement.waiting.remove(&object) && acknowledgement.waiting.is_empty() && acknowledgement.complete {
+            if acknowledgement.waiting.remove(&object) && acknowledgement.waiting.is_empty() && acknowledgement.complete
+            {
                 done.push(*task);
             }
         }
         for task in done {
             if let Some(acknowledgement) = self.return_acknowledgements.remove(&task) {
-                commands.push(ReferenceCommand::AcknowledgeReturns { worker: acknowledgement.worker, task });
+                commands.push(ReferenceCommand::AcknowledgeReturns {
+                    worker: acknowledgement.worker,
+                    task,
+                });
             }
         }
     }
@@ -396,33 +390,68 @@ impl<V: Default> ReferenceTable<V> {
     }
 
     /// A reply says that `borrower` keeps the reference: have the owner note it, holding our own count until it has.
-    pub fn relay_borrow(&mut self, object: ObjectId, borrower: WorkerId, generation: u64, commands: &mut Vec<ReferenceCommand>) {
-        let Some(entry) = self.entries.get_mut(&object) else { return };
+    pub fn relay_borrow(
+        &mut self,
+        object: ObjectId,
+        borrower: WorkerId,
+        generation: u64,
+        commands: &mut Vec<ReferenceCommand>,
+    ) {
+        let Some(entry) = self.entries.get_mut(&object) else {
+            return;
+        };
         match entry.kind {
             Kind::Owned { .. } => {
                 self.add_borrower(object, borrower, generation, commands);
             }
+            // A dead owner would never answer, and what this process keeps of its own call it counts already.
+            Kind::Borrowed { owner_dead: true, .. } => {}
+            Kind::Borrowed { .. } if borrower == self.me => {}
             Kind::Borrowed { owner, .. } => {
                 if self.relays.insert((object, borrower, generation)) {
                     entry.holds += 1;
-                    commands.push(ReferenceCommand::AddBorrower { owner, object, borrower, generation });
+                    commands.push(ReferenceCommand::AddBorrower {
+                        owner,
+                        object,
+                        borrower,
+                        generation,
+                    });
                 }
             }
         }
     }
 
     /// As owner: a process counts on the object. Returns whether the object is still there.
-    pub fn add_borrower(&mut self, object: ObjectId, borrower: WorkerId, generation: u64, commands: &mut Vec<ReferenceCommand>) -> bool {
+    pub fn add_borrower(
+        &mut self,
+        object: ObjectId,
+        borrower: WorkerId,
+        generation: u64,
+        commands: &mut Vec<ReferenceCommand>,
+    ) -> bool {
         if borrower == self.me {
             return self.entries.contains_key(&object);
         }
-        let Some(Entry { kind: Kind::Owned { borrowers, released, freed, .. }, .. }) = self.entries.get_mut(&object) else {
+        let Some(Entry {
+            kind:
+                Kind::Owned {
+                    borrowers,
+                    released,
+                    freed,
+                    ..
+                },
+            ..
+        }) = self.entries.get_mut(&object)
+        else {
             return false;
         };
         if *freed {
             return false;
         }
-        if released.iter().any(|(who, until)| *who == borrower && generation <= *until) {
+        if released
+            .iter()
+            .any(|(who, until)| *who == borrower && generation <= *until)
+        {
             return true;
         }
         match borrowers.iter_mut().find(|(who, _)| *who == borrower) {
@@ -435,8 +464,22 @@ impl<V: Default> ReferenceTable<V> {
     }
 
     /// As owner: a process no longer counts on the object.
-    pub fn remove_borrower(&mut self, object: ObjectId, borrower: WorkerId, generation: u64, commands: &mut Vec<ReferenceCommand>) {
-        let Some(Entry { kind: Kind::Owned { borrowers, released, .. }, .. }) = self.entries.get_mut(&object) else { return };
+    pub fn remove_borrower(
+        &mut self,
+        object: ObjectId,
+        borrower: WorkerId,
+        generation: u64,
+        commands: &mut Vec<ReferenceCommand>,
+    ) {
+        let Some(Entry {
+            kind: Kind::Owned {
+                borrowers, released, ..
+            },
+            ..
+        }) = self.entries.get_mut(&object)
+        else {
+            return;
+        };
         match released.iter_mut().find(|(who, _)| *who == borrower) {
             Some((_, until)) => *until = (*until).max(generation),
             None => released.push((borrower, generation)),
@@ -446,6 +489,9 @@ impl<V: Default> ReferenceTable<V> {
         if borrowers.len() != before {
             if let Some(objects) = self.borrowed_by.get_mut(&borrower) {
                 objects.remove(&object);
+                if objects.is_empty() {
+                    self.borrowed_by.remove(&borrower);
+                }
             }
             self.settle(object, commands);
         }
@@ -458,7 +504,13 @@ impl<V: Default> ReferenceTable<V> {
     }
 
     /// As executing worker: the returns of `task` contain these; hold them until the caller acknowledges.
-    pub fn hold_return(&mut self, task: TaskId, caller: WorkerId, objects: &[ObjectId], commands: &mut Vec<ReferenceCommand>) {
+    pub fn hold_return(
+        &mut self,
+        task: TaskId,
+        caller: WorkerId,
+        objects: &[ObjectId],
+        commands: &mut Vec<ReferenceCommand>,
+    ) {
         let held = self.return_holds.entry(task).or_insert_with(|| (caller, Vec::new()));
         for object in objects {
             if let Some(entry) = self.entries.get_mut(object) {
@@ -498,12 +550,28 @@ impl<V: Default> ReferenceTable<V> {
     }
 
     /// A task's execution ends here: which borrows that it covered are kept. They count as registered from now on,
-    /// because the caller keeps its own count until the owner knows.
+    /// because the caller keeps its own count until the owner knows. What another running task covers as well is left
+    /// to that task's end.
     pub fn end_of_cover(&mut self, task: TaskId) -> Vec<(ObjectId, WorkerId, u64)> {
         let mut retained = Vec::new();
         for object in self.covered.remove(&task).unwrap_or_default() {
-            let Some(entry) = self.entries.get_mut(&object) else { continue };
-            if let Kind::Borrowed { owner, generation, registration, .. } = &mut entry.kind {
+            if let Some(count) = self.cover_counts.get_mut(&object) {
+                *count -= 1;
+                if *count > 0 {
+                    continue;
+                }
+                self.cover_counts.remove(&object);
+            }
+            let Some(entry) = self.entries.get_mut(&object) else {
+                continue;
+            };
+            if let Kind::Borrowed {
+                owner,
+                generation,
+                registration,
+                ..
+            } = &mut entry.kind
+            {
                 if *registration == Registration::Covered {
                     *registration = Registration::Registered;
                     retained.push((object, *owner, *generation));
@@ -516,7 +584,15 @@ impl<V: Default> ReferenceTable<V> {
     /// A node has a copy of an owned object. Returns false where the object is gone: free that copy.
     pub fn add_location(&mut self, object: &ObjectId, node: NodeId) -> bool {
         match self.entries.get_mut(object) {
-            Some(Entry { kind: Kind::Owned { locations, freed: false, .. }, .. }) => {
+            Some(Entry {
+                kind:
+                    Kind::Owned {
+                        locations,
+                        freed: false,
+                        ..
+                    },
+                ..
+            }) => {
                 if !locations.contains(&node) {
                     locations.push(node);
                 }
@@ -529,7 +605,10 @@ impl<V: Default> ReferenceTable<V> {
     /// A node has no copy of an owned object (any more). Returns how many copies are left.
     pub fn remove_location(&mut self, object: &ObjectId, node: NodeId) -> usize {
         match self.entries.get_mut(object) {
-            Some(Entry { kind: Kind::Owned { locations, .. }, .. }) => {
+            Some(Entry {
+                kind: Kind::Owned { locations, .. },
+                ..
+            }) => {
                 locations.retain(|location| *location != node);
                 locations.len()
             }
@@ -539,14 +618,22 @@ impl<V: Default> ReferenceTable<V> {
 
     /// A retained task specification has this object as an argument.
     pub fn add_lineage(&mut self, object: &ObjectId) {
-        if let Some(Entry { kind: Kind::Owned { lineage_count, .. }, .. }) = self.entries.get_mut(object) {
+        if let Some(Entry {
+            kind: Kind::Owned { lineage_count, .. },
+            ..
+        }) = self.entries.get_mut(object)
+        {
             *lineage_count += 1;
         }
     }
 
     /// That specification was dropped.
     pub fn remove_lineage(&mut self, object: &ObjectId, commands: &mut Vec<ReferenceCommand>) {
-        if let Some(Entry { kind: Kind::Owned { lineage_count, .. }, .. }) = self.entries.get_mut(object) {
+        if let Some(Entry {
+            kind: Kind::Owned { lineage_count, .. },
+            ..
+        }) = self.entries.get_mut(object)
+        {
             *lineage_count = lineage_count.saturating_sub(1);
             self.settle(*object, commands);
         }
@@ -555,7 +642,10 @@ impl<V: Default> ReferenceTable<V> {
     /// Whether the value was freed while the entry stays for lineage.
     pub fn is_freed(&self, object: &ObjectId) -> bool {
         match self.entries.get(object) {
-            Some(Entry { kind: Kind::Owned { freed, .. }, .. }) => *freed,
+            Some(Entry {
+                kind: Kind::Owned { freed, .. },
+                ..
+            }) => *freed,
             Some(_) => false,
             None => true,
         }
@@ -563,7 +653,11 @@ impl<V: Default> ReferenceTable<V> {
 
     /// Lineage makes a freed value again: it counts as live until it is settled next.
     pub fn revive(&mut self, object: &ObjectId) {
-        if let Some(Entry { kind: Kind::Owned { freed, .. }, .. }) = self.entries.get_mut(object) {
+        if let Some(Entry {
+            kind: Kind::Owned { freed, .. },
+            ..
+        }) = self.entries.get_mut(object)
+        {
             *freed = false;
         }
     }
@@ -573,13 +667,28 @@ impl<V: Default> ReferenceTable<V> {
         for object in self.borrowed_by.remove(&worker).unwrap_or_default() {
             self.remove_borrower(object, worker, u64::MAX, commands);
         }
-        let tasks: Vec<TaskId> = self.return_holds.iter().filter(|(_, (caller, _))| *caller == worker).map(|(task, _)| *task).collect();
+        let tasks: Vec<TaskId> = self
+            .return_holds
+            .iter()
+            .filter(|(_, (caller, _))| *caller == worker)
+            .map(|(task, _)| *task)
+            .collect();
         for task in tasks {
             self.returns_acknowledged(task, commands);
         }
-        self.return_acknowledgements.retain(|_, acknowledgement| acknowledgement.worker != worker);
+        self.return_acknowledgements
+            .retain(|_, acknowledgement| acknowledgement.worker != worker);
         for object in self.owned_by.get(&worker).cloned().unwrap_or_default() {
-            if let Some(Entry { kind: Kind::Borrowed { owner_dead, registration, .. }, .. }) = self.entries.get_mut(&object) {
+            if let Some(Entry {
+                kind:
+                    Kind::Borrowed {
+                        owner_dead,
+                        registration,
+                        ..
+                    },
+                ..
+            }) = self.entries.get_mut(&object)
+            {
                 *owner_dead = true;
                 *registration = Registration::Registered;
                 commands.push(ReferenceCommand::OwnerDied { object });
@@ -595,20 +704,40 @@ impl<V: Default> ReferenceTable<V> {
         self.watched.remove(&worker);
     }
 
-    /// Frees the object if nobody counts on it.
+    /// Frees the object if nobody counts on it, and then what it contained. Without recursion, because programs build
+    /// chains of references longer than any stack.
     fn settle(&mut self, object: ObjectId, commands: &mut Vec<ReferenceCommand>) {
-        let Some(entry) = self.entries.get_mut(&object) else { return };
+        let mut due = Vec::new();
+        self.settle_one(object, &mut due, commands);
+        while let Some(next) = due.pop() {
+            self.settle_one(next, &mut due, commands);
+        }
+    }
+
+    fn settle_one(&mut self, object: ObjectId, due: &mut Vec<ObjectId>, commands: &mut Vec<ReferenceCommand>) {
+        let Some(entry) = self.entries.get_mut(&object) else {
+            return;
+        };
         if entry.counted() {
             return;
         }
         match &mut entry.kind {
-            Kind::Owned { borrowers, locations, lineage_count, freed, .. } => {
+            Kind::Owned {
+                borrowers,
+                locations,
+                lineage_count,
+                freed,
+                ..
+            } => {
                 if !borrowers.is_empty() {
                     return;
                 }
                 if !*freed {
                     *freed = true;
-                    commands.push(ReferenceCommand::FreeValue { object, nodes: std::mem::take(locations) });
+                    commands.push(ReferenceCommand::FreeValue {
+                        object,
+                        nodes: std::mem::take(locations),
+                    });
                 }
                 let drop_entry = *lineage_count == 0;
                 let inner = std::mem::take(&mut entry.contains);
@@ -619,11 +748,16 @@ impl<V: Default> ReferenceTable<V> {
                 for contained in inner {
                     if let Some(entry) = self.entries.get_mut(&contained) {
                         entry.contained = entry.contained.saturating_sub(1);
-                        self.settle(contained, commands);
+                        due.push(contained);
                     }
                 }
             }
-            Kind::Borrowed { owner, generation, registration, owner_dead } => {
+            Kind::Borrowed {
+                owner,
+                generation,
+                registration,
+                owner_dead,
+            } => {
                 let (owner, generation, registration, owner_dead) = (*owner, *generation, *registration, *owner_dead);
                 // The end may be told before the beginning was acknowledged: the owner orders them by generation.
                 self.entries.remove(&object);
@@ -633,11 +767,25 @@ impl<V: Default> ReferenceTable<V> {
                         self.owned_by.remove(&owner);
                     }
                 }
-                self.registration_settled(object, commands);
-                if !owner_dead && registration != Registration::Covered {
-                    commands.push(ReferenceCommand::RemoveBorrower { owner, object, generation });
+                // Nothing stands in for this registration any more.
+                for outer in self.held_until_registered.remove(&object).unwrap_or_default() {
+                    if let Some(entry) = self.entries.get_mut(&outer) {
+                        entry.holds = entry.holds.saturating_sub(1);
+                        due.push(outer);
+                    }
                 }
-                commands.push(ReferenceCommand::FreeValue { object, nodes: Vec::new() });
+                self.return_registration_settled(object, commands);
+                if !owner_dead && registration != Registration::Covered {
+                    commands.push(ReferenceCommand::RemoveBorrower {
+                        owner,
+                        object,
+                        generation,
+                    });
+                }
+                commands.push(ReferenceCommand::FreeValue {
+                    object,
+                    nodes: Vec::new(),
+                });
             }
         }
     }
@@ -653,16 +801,29 @@ impl<V: Default> ReferenceTable<V> {
         for (object, entry) in &self.entries {
             let expected = contained.get(object).copied().unwrap_or(0);
             if entry.contained != expected {
-                return Err(format!("{object:?} is contained {} times and {expected} objects contain it", entry.contained));
+                return Err(format!(
+                    "{object:?} is contained {} times and {expected} objects contain it",
+                    entry.contained
+                ));
             }
             match &entry.kind {
-                Kind::Owned { borrowers, lineage_count, freed, .. } => {
+                Kind::Owned {
+                    borrowers,
+                    lineage_count,
+                    freed,
+                    ..
+                } => {
                     let live = entry.counted() || !borrowers.is_empty();
-                    if !live && !(*freed && *lineage_count > 0) {
+                    let kept_for_lineage = *freed && *lineage_count > 0;
+                    if !live && !kept_for_lineage {
                         return Err(format!("{object:?} is owned, uncounted, and was not freed"));
                     }
                     for (borrower, _) in borrowers {
-                        if !self.borrowed_by.get(borrower).is_some_and(|objects| objects.contains(object)) {
+                        if !self
+                            .borrowed_by
+                            .get(borrower)
+                            .is_some_and(|objects| objects.contains(object))
+                        {
                             return Err(format!("{object:?}: borrower {borrower:?} is not indexed"));
                         }
                     }
@@ -677,10 +838,48 @@ impl<V: Default> ReferenceTable<V> {
                 }
             }
         }
+        let mut holds: FxHashMap<ObjectId, u32> = FxHashMap::default();
         for (object, ..) in &self.relays {
-            if !self.entries.contains_key(object) {
-                return Err(format!("a relay holds {object:?}, which is not counted"));
+            *holds.entry(*object).or_default() += 1;
+        }
+        for (_, objects) in self.return_holds.values() {
+            for object in objects {
+                *holds.entry(*object).or_default() += 1;
             }
+        }
+        for (inner, outers) in &self.held_until_registered {
+            if !self.is_registering(inner) {
+                return Err(format!(
+                    "{outers:?} are held for the registration of {inner:?}, which is not under way"
+                ));
+            }
+            for outer in outers {
+                *holds.entry(*outer).or_default() += 1;
+            }
+        }
+        for (object, expected) in holds {
+            // The shell may have further holds of its own.
+            let held = self.entries.get(&object).map_or(0, |entry| entry.holds);
+            if held < expected {
+                return Err(format!(
+                    "{object:?} is held {held} times and {expected} reasons hold it"
+                ));
+            }
+        }
+        for (task, acknowledgement) in &self.return_acknowledgements {
+            if let Some(object) = acknowledgement
+                .waiting
+                .iter()
+                .find(|object| !self.is_registering(object))
+            {
+                return Err(format!(
+                    "{task:?} waits for the registration of {object:?}, which is not under way"
+                ));
+            }
+        }
+        let covers: u32 = self.covered.values().map(|objects| objects.len() as u32).sum();
+        if covers != self.cover_counts.values().sum::<u32>() {
+            return Err("the covers of running tasks are miscounted".into());
         }
         Ok(())
     }
