@@ -1,0 +1,252 @@
+"""Pickling of values and exceptions.
+
+Values are pickled by cloudpickle with protocol 5; buffers go out of band. Serializers that users register are
+consulted first.
+
+Invariants:
+
+1. What cannot be pickled raises `SerializationError`, a TypeError that names the path to the culprit.
+2. An exception always travels: what of it cannot be pickled is replaced by its text.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import ChainMap
+from collections.abc import Callable
+from typing import Any
+
+import cloudpickle
+
+from ray import exceptions
+
+Serializer = Callable[[Any], Any]
+Deserializer = Callable[[Any], Any]
+
+_custom_reducers: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
+
+
+class SerializationError(TypeError):
+    """A value cannot be pickled.
+
+    Attributes:
+        path: where in the value the culprit is, such as ``.d['lock']``; empty for the value itself.
+        culprit: the innermost thing that cannot be pickled.
+        reason: what the pickler said.
+    """
+
+    def __init__(self, message: str, path: str = "", culprit: Any = None, reason: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+        self.culprit = culprit
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The culprit cannot travel.
+        return SerializationError, (str(self), self.path, repr(self.culprit), self.reason)
+
+
+class Pickler(cloudpickle.Pickler):
+    """cloudpickle's pickler that knows the registered serializers."""
+
+    dispatch_table = ChainMap(_custom_reducers, cloudpickle.Pickler.dispatch_table)  # type: ignore[arg-type]
+
+
+def serialize(value: Any, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None) -> bytes:
+    """The in-band pickle of `value`; its buffers go to `buffer_callback`.
+
+    Raises:
+        SerializationError: it cannot be pickled.
+    """
+    file = io.BytesIO()
+    try:
+        Pickler(file, protocol=5, buffer_callback=buffer_callback).dump(value)
+    except (exceptions.RayError, MemoryError):
+        raise
+    except Exception as error:
+        raise explain_failure(value, error) from error
+    return file.getvalue()
+
+
+def dumps(value: Any) -> bytes:
+    """Pickles `value` with everything in band. Raises SerializationError."""
+    return serialize(value, None)
+
+
+loads = pickle.loads
+
+
+def explain_failure(value: Any, error: BaseException, what: str = "the value") -> SerializationError:
+    """The error to raise for `value`, whose pickling raised `error`: it names the path to the culprit."""
+    from ray.util.check_serialize import find_culprit
+
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, RecursionError):
+        reason += " (the value is nested too deeply)"
+    path, culprit, inner = find_culprit(value)
+    shown = _short(value)
+    message = f"Could not serialize {what} {shown}: {inner or reason}"
+    if path:
+        message += f"\nThe culprit is {path.removeprefix('.') if path.startswith('.') else 'at ' + path}: {_short(culprit)}"
+    message += "\nray.util.inspect_serializability() shows more; ray.util.register_serializer() can teach a type."
+    return SerializationError(message, path, culprit, inner or reason)
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"<{type(value).__name__}, whose repr raised {type(error).__name__}>"
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def register_serializer(cls: type, *, serializer: Serializer, deserializer: Deserializer) -> None:
+    """Pickles instances of exactly `cls` with `serializer`; `deserializer` makes them again, in any process.
+
+    Example:
+        >>> ray.util.register_serializer(Connection, serializer=lambda c: c.url, deserializer=Connection)
+    """
+    if not isinstance(cls, type):
+        raise TypeError(f"register_serializer needs a class, got {cls!r}")
+
+    def reduce(value: Any) -> tuple[Any, ...]:
+        return deserializer, (serializer(value),)
+
+    _custom_reducers[cls] = reduce
+
+
+def deregister_serializer(cls: type) -> None:
+    """Forgets the serializer of `cls`; there need not be one."""
+    _custom_reducers.pop(cls, None)
+
+
+# --- exceptions ---
+
+
+def _rebuild_exception(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    # Neither `__init__` nor a constructor's signature matters: what they left behind is put back.
+    try:
+        error = cls.__new__(cls, *args)
+    except Exception:
+        error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+def _reduces_as_usual(error: BaseException) -> bool:
+    cls = type(error)
+    return (
+        cls.__reduce__ is BaseException.__reduce__
+        and cls.__reduce_ex__ is object.__reduce_ex__
+        and getattr(cls, "__setstate__", None) is BaseException.__setstate__
+    )
+
+
+class _ExceptionPickler(Pickler):
+    """Pickles exceptions by type, arguments and attributes, so that an odd `__init__` does no harm."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, BaseException) and not isinstance(value, exceptions.RayError) and _reduces_as_usual(value):
+            return _rebuild_exception, (type(value), value.args, dict(vars(value)))
+        return super().reducer_override(value)
+
+
+def _dump(value: Any) -> bytes:
+    file = io.BytesIO()
+    _ExceptionPickler(file, protocol=5).dump(value)
+    return file.getvalue()
+
+
+def _travels(value: Any) -> bool:
+    try:
+        pickle.loads(_dump(value))
+    except Exception:
+        return False
+    return True
+
+
+def dump_cause(cause: BaseException) -> bytes:
+    """Pickles an exception that user code raised; degrades what cannot be pickled to text."""
+    try:
+        data = _dump(cause)
+        if isinstance(pickle.loads(data), BaseException):
+            return data
+    except Exception:
+        pass
+    if _travels(type(cause)):
+        args = tuple(value if _travels(value) else _short(value) for value in cause.args)
+        state = {key: value if _travels(value) else _short(value) for key, value in vars(cause).items()}
+        try:
+            data = _dump_parts(type(cause), args, state)
+            if isinstance(pickle.loads(data), BaseException):
+                return data
+        except Exception:
+            pass
+    return _dump(exceptions.UnserializableException(f"{type(cause).__module__}.{type(cause).__qualname__}: {_text(cause)}"))
+
+
+class _Parts:
+    def __init__(self, cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> None:
+        self.parts = (cls, args, state)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_exception, self.parts
+
+
+def _dump_parts(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> bytes:
+    return _dump(_Parts(cls, args, state))
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as inner:
+        return f"<its text raised {type(inner).__name__}>"
+
+
+_TASK_ERROR = "task_error"
+_OTHER_ERROR = "error"
+
+
+def dump_exception(error: BaseException) -> bytes:
+    """Pickles what a reference of a failed task holds.
+
+    The fields of a `RayTaskError` and its cause are pickled apart, so that the text arrives even where the cause's
+    class is missing.
+    """
+    if isinstance(error, exceptions.RayTaskError):
+        fields = (
+            error.function_name, error.traceback_str, error.proctitle, error.pid, error.ip, error.actor_repr,
+            error._actor_id,
+        )
+        return pickle.dumps((_TASK_ERROR, fields, dump_cause(error.cause)), protocol=5)
+    return pickle.dumps((_OTHER_ERROR, (type(error).__name__, _text(error)), dump_cause(error)), protocol=5)
+
+
+def load_exception(data: bytes) -> BaseException:
+    """The exception to raise for what `dump_exception` pickled: of the cause's type too, where that is possible."""
+    kind, fields, pickled = pickle.loads(data)
+    try:
+        cause = pickle.loads(pickled)
+    except Exception as error:
+        text = fields[1]
+        cause = exceptions.UnserializableException(f"{text}\n(unpickling it here raised {type(error).__name__}: {error})")
+    if kind != _TASK_ERROR:
+        return cause
+    name, text, proctitle, pid, ip, actor_repr, actor_id = fields
+    error = exceptions.RayTaskError(name, text, cause, proctitle, pid, ip, actor_repr, actor_id)
+    return error.as_instanceof_cause()
+
+
+class SerializationContext:
+    """The registered serializers, under the name that libraries look for."""
+
+    def _register_cloudpickle_serializer(
+        self, cls: type, custom_serializer: Serializer, custom_deserializer: Deserializer
+    ) -> None:
+        register_serializer(cls, serializer=custom_serializer, deserializer=custom_deserializer)
+
+    def _unregister_cloudpickle_reducer(self, cls: type) -> None:
+        deregister_serializer(cls)
