@@ -10,7 +10,6 @@
 //! 3. While any corked link has unsent frames and ticks were asked for, it looks every cork interval.
 
 use std::os::fd::OwnedFd;
-use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -157,9 +156,7 @@ impl Reactor {
             ignore_due = false;
             if links_call || self.next_due() <= self.nanos(Instant::now()) {
                 if self.token.try_enter() {
-                    if catch_unwind(AssertUnwindSafe(|| self.lead_until_idle())).is_err() {
-                        tracing::error!("a handler panicked on the background thread; the links are served on");
-                    }
+                    self.lead_until_idle();
                 } else {
                     // Somebody leads and does what is due; it nudges when it leaves earlier than what is due then.
                     ignore_due = true;

@@ -1,12 +1,13 @@
 //! What the holder of the leader token does: chores, spinning, sleeping, reading and dispatch.
 //!
 //! Invariants:
-//! 1. Whoever leads leaves, also when a handler panics.
+//! 1. Whoever leads leaves. A handler's panic closes the link it served and reaches nobody else.
 //! 2. The leader sleeps only after it has looked at everything that can be asked of it without a descriptor, and whoever
 //!    asks later writes the wake descriptor.
 //! 3. A link is finished (`on_closed`) once, after everything readable was delivered, unless it was closed from here.
 
 use std::mem::MaybeUninit;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::event::Timespec;
 use rustix::io::Errno;
 
-use crate::config::Peer;
+use crate::config::{Peer, Service};
 use crate::error::{CloseCause, CloseReason};
 use crate::incoming::{Arrival, ReadEnd};
 use crate::link::Link;
@@ -31,6 +32,8 @@ const EVENTS: usize = 64;
 const READ_BUDGET_BYTES: usize = 2 << 20;
 /// While spinning on the link that was last heard, the whole set is polled once in this many rounds.
 const POLL_STRIDE: u32 = 8;
+/// A spin without traffic that takes this much longer than meant lost its core to somebody.
+const PREEMPTION_MARGIN: Duration = Duration::from_micros(500);
 /// Closed TCP sockets are read to their end this long, so that the peer gets our last bytes and no reset.
 const TCP_LINGER: Duration = Duration::from_secs(1);
 
@@ -113,9 +116,7 @@ impl Reactor {
     fn housekeeping(&self) {
         if self.wake_requested.load(Ordering::SeqCst) {
             self.wake_requested.store(false, Ordering::SeqCst);
-            if let Ok(service) = self.service() {
-                service.on_wake();
-            }
+            self.call_service("on_wake", |service| service.on_wake());
         }
         if self.next_due() != NEVER {
             self.run_due();
@@ -153,7 +154,8 @@ impl Reactor {
         }
         if self.timer_due.load(Ordering::SeqCst) <= nanos {
             self.timer_due.store(NEVER, Ordering::SeqCst);
-            if let Some(next) = self.service().ok().and_then(|service| service.on_timer(now)) {
+            let next = self.call_service("on_timer", |service| service.on_timer(now));
+            if let Some(next) = next.flatten() {
                 self.timer_due.fetch_min(self.nanos(next), Ordering::SeqCst);
             }
         }
@@ -219,9 +221,17 @@ impl Reactor {
             }
         }
         count(&self.stats.links_closed);
-        if let Ok(service) = self.service() {
-            service.on_closed(link, &reason);
+        self.call_service("on_closed", |service| service.on_closed(link, &reason));
+    }
+
+    /// Calls a handler. A panic ends there: it is logged, and the other links are served on.
+    pub(crate) fn call_service<T>(&self, what: &str, call: impl FnOnce(&dyn Service) -> T) -> Option<T> {
+        let service = self.service().ok()?;
+        let result = catch_unwind(AssertUnwindSafe(|| call(&**service)));
+        if result.is_err() {
+            tracing::error!("the handler {what} panicked");
         }
+        result.ok()
     }
 
     /// What a peer sent before a write to it failed is still delivered.
@@ -248,6 +258,7 @@ impl Reactor {
                 return false;
             }
         }
+        let before = Instant::now();
         let hit = self.spin_claimed(state, waiter, deadline);
         if let Some(gate) = &self.config.spin_gate {
             gate.release();
@@ -258,6 +269,10 @@ impl Reactor {
         } else {
             count(&self.stats.spin_misses);
             state.spins.on_miss();
+            let meant = Duration::from_micros(u64::from(self.config.spin_us));
+            if before.elapsed() > meant * 4 + PREEMPTION_MARGIN {
+                state.spins.on_preempted();
+            }
         }
         hit
     }
@@ -467,23 +482,30 @@ impl Reactor {
         if arrivals.is_empty() {
             return;
         }
-        let Ok(service) = self.service() else { return };
         // Answers to several frames that came together leave together.
         let _batch = (arrivals.len() > 1).then(|| self.set_batch());
         for arrival in arrivals.drain(..) {
             if !link.delivers() {
                 continue;
             }
-            match arrival {
+            let served = match arrival {
                 Arrival::Ready(hello) => {
                     count(&self.stats.links_ready);
                     link.set_ready();
-                    service.on_ready(link, &hello);
+                    self.call_service("on_ready", |service| service.on_ready(link, &hello))
                 }
                 Arrival::Frame(frame) => {
                     count(&self.stats.frames_received);
-                    service.on_frame(link, frame);
+                    self.call_service("on_frame", |service| service.on_frame(link, frame))
                 }
+            };
+            if served.is_none() {
+                // What the handler left undone would be waited for in vain; a closed link says so to both ends.
+                let sentence = format!(
+                    "the link to {} was closed because a handler of this process panicked",
+                    link.description()
+                );
+                link.close(CloseReason::local(sentence));
             }
         }
     }

@@ -37,6 +37,8 @@ mod outgoing;
 #[cfg(not(loom))]
 mod reactor;
 #[cfg(not(loom))]
+mod registry;
+#[cfg(not(loom))]
 mod socket;
 #[cfg(not(loom))]
 mod sources;

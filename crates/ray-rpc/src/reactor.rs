@@ -11,9 +11,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -22,13 +20,11 @@ use rustc_hash::FxHashMap;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{eventfd, EventfdFlags};
 
-use crate::auth::AuthToken;
 use crate::background::Background;
-use crate::config::{Config, Peer, Service, Target};
+use crate::config::{Config, Service};
 use crate::error::{CloseReason, RpcError};
 use crate::lead::LeaderState;
 use crate::link::Link;
-use crate::socket;
 use crate::sources::Source;
 use crate::stats::{count, Stats, StatsSnapshot};
 use crate::sync::{lock, SleepEnd};
@@ -218,6 +214,10 @@ impl Reactor {
         *lock(&self.hello) = hello;
     }
 
+    pub(crate) fn hello_bytes(&self) -> Vec<u8> {
+        lock(&self.hello).clone()
+    }
+
     pub(crate) fn service(&self) -> Result<&Arc<dyn Service>, RpcError> {
         self.service.get().ok_or(RpcError::NoService)
     }
@@ -241,7 +241,7 @@ impl Reactor {
         lock(&self.links).len()
     }
 
-    fn ensure_usable(&self) -> Result<(), RpcError> {
+    pub(crate) fn ensure_usable(&self) -> Result<(), RpcError> {
         self.service()?;
         if self.stopping.load(Ordering::SeqCst) {
             return Err(RpcError::Stopped);
@@ -251,214 +251,6 @@ impl Reactor {
 
     pub(crate) fn new_id(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// Listens on a Unix socket at `path`, which must not exist. Only processes of our own user are served.
-    pub fn listen_unix(&self, path: impl AsRef<Path>) -> Result<(), RpcError> {
-        self.ensure_usable()?;
-        let path = path.as_ref();
-        let listener =
-            socket::listen_unix(path).map_err(|error| RpcError::io(format!("listen on {}", path.display()), error))?;
-        self.add_source(
-            Source::UnixListener {
-                socket: Arc::new(listener),
-                path: path.to_path_buf(),
-            },
-            EventFlags::IN,
-        )?;
-        Ok(())
-    }
-
-    /// Listens on TCP as `self_target.node`. Peers that prove the token and want `self_target.process` become links; those
-    /// that want another process go to [`Service::on_stranger`]. Returns the bound address.
-    pub fn listen_tcp(
-        &self,
-        address: SocketAddr,
-        self_target: Target,
-        token: AuthToken,
-    ) -> Result<SocketAddr, RpcError> {
-        self.ensure_usable()?;
-        let (listener, bound) =
-            socket::listen_tcp(address).map_err(|error| RpcError::io(format!("listen on {address}"), error))?;
-        self.add_source(
-            Source::TcpListener {
-                socket: Arc::new(listener),
-                self_target,
-                token,
-            },
-            EventFlags::IN,
-        )?;
-        Ok(bound)
-    }
-
-    /// Connects to a Unix socket. The link takes frames at once; they follow our Hello.
-    pub fn connect_unix(&self, path: impl AsRef<Path>) -> Result<Arc<Link>, RpcError> {
-        self.connect_unix_with(path, |_| {})
-    }
-
-    /// `connect_unix` that shows the link to `prepare` before anything can arrive on it, to hang user data on it.
-    pub fn connect_unix_with(
-        &self,
-        path: impl AsRef<Path>,
-        prepare: impl FnOnce(&Arc<Link>),
-    ) -> Result<Arc<Link>, RpcError> {
-        self.ensure_usable()?;
-        let path = path.as_ref();
-        self.check_link_limit()?;
-        let socket = socket::connect_unix(path)
-            .map_err(|error| RpcError::io(format!("connect to {}", path.display()), error))?;
-        let pid = self.check_user(&socket, &path.display().to_string())?;
-        let peer = Peer::Unix {
-            path: Some(path.to_path_buf()),
-            pid: Some(pid),
-        };
-        self.add_link(socket, peer, prepare)
-    }
-
-    /// Begins to connect to a process of another node. The link takes frames at once; they leave when both sides have
-    /// proven the token. A failure arrives as `on_closed`.
-    pub fn connect_tcp(&self, address: SocketAddr, target: Target, token: AuthToken) -> Result<Arc<Link>, RpcError> {
-        self.connect_tcp_with(address, target, token, |_| {})
-    }
-
-    /// `connect_tcp` that shows the link to `prepare` before anything can arrive on it, to hang user data on it.
-    pub fn connect_tcp_with(
-        &self,
-        address: SocketAddr,
-        target: Target,
-        token: AuthToken,
-        prepare: impl FnOnce(&Arc<Link>),
-    ) -> Result<Arc<Link>, RpcError> {
-        self.ensure_usable()?;
-        self.check_link_limit()?;
-        self.begin_connect(address, target, token, prepare)
-    }
-
-    /// Makes a link of a connected socket that is already authenticated, for example one that was handed over.
-    pub fn adopt(&self, socket: OwnedFd) -> Result<Arc<Link>, RpcError> {
-        self.ensure_usable()?;
-        self.check_link_limit()?;
-        let fail = |error| RpcError::io("adopt a socket", error);
-        rustix::io::ioctl_fionbio(&socket, true).map_err(|error| RpcError::io("adopt a socket", error))?;
-        let peer = if socket::is_unix(&socket).map_err(fail)? {
-            let pid = self.check_user(&socket, "an adopted socket")?;
-            Peer::Unix {
-                path: None,
-                pid: Some(pid),
-            }
-        } else {
-            socket::set_tcp_options(&socket, &self.config).map_err(fail)?;
-            let Some(address) = socket::peer_address(&socket) else {
-                return Err(RpcError::io(
-                    "adopt a socket",
-                    std::io::Error::from(std::io::ErrorKind::NotConnected),
-                ));
-            };
-            Peer::Tcp { address, target: None }
-        };
-        self.add_link(socket, peer, |_| {})
-    }
-
-    pub(crate) fn check_link_limit(&self) -> Result<(), RpcError> {
-        if self.link_count() >= self.config.max_links {
-            return Err(RpcError::TooManyLinks {
-                limit: self.config.max_links,
-            });
-        }
-        Ok(())
-    }
-
-    pub(crate) fn check_user(&self, socket: &OwnedFd, name: &str) -> Result<u32, RpcError> {
-        let (pid, peer_uid) =
-            socket::peer_credentials(socket).map_err(|error| RpcError::io(format!("identify {name}"), error))?;
-        let own_uid = socket::own_user();
-        if peer_uid != own_uid {
-            return Err(RpcError::ForeignUser {
-                peer: format!("{name} (pid {pid})"),
-                peer_uid,
-                own_uid,
-            });
-        }
-        Ok(pid)
-    }
-
-    /// A link whose socket is not there yet.
-    pub(crate) fn new_link(&self, peer: Peer) -> Result<Arc<Link>, RpcError> {
-        let this = self.this.upgrade().ok_or(RpcError::Stopped)?;
-        let hello = lock(&self.hello).clone();
-        let link = Link::new(&this, self.new_id(), peer, &hello);
-        lock(&self.links).insert(link.id(), Arc::clone(&link));
-        Ok(link)
-    }
-
-    pub(crate) fn add_link(
-        &self,
-        socket: OwnedFd,
-        peer: Peer,
-        prepare: impl FnOnce(&Arc<Link>),
-    ) -> Result<Arc<Link>, RpcError> {
-        let link = self.new_link(peer)?;
-        prepare(&link);
-        if let Err(error) = self.activate(&link, socket) {
-            lock(&self.links).remove(&link.id());
-            return Err(error);
-        }
-        Ok(link)
-    }
-
-    /// Starts service of a link whose peer is proven.
-    pub(crate) fn activate(&self, link: &Arc<Link>, socket: OwnedFd) -> Result<(), RpcError> {
-        let socket = Arc::new(socket);
-        // The Hello leaves before the socket is watched, so a peer cannot be answered before it is greeted.
-        link.attach(self, &socket);
-        let data = EventData::new_u64(TAG_LINK << TAG_SHIFT | link.id());
-        // Attaching may have found the socket full and asked for write readiness, which must not be forgotten here.
-        let flags = EventFlags::IN | EventFlags::RDHUP;
-        epoll::add(&self.inner, &*socket, data, flags).map_err(|error| RpcError::io("watch a socket", error))?;
-        link.rewatch(self);
-        self.add_chore(self.config.hello_timeout, Chore::HelloDue(link.id()));
-        Ok(())
-    }
-
-    pub(crate) fn watch_link(&self, socket: &OwnedFd, id: u64, for_write: bool) {
-        let mut flags = EventFlags::IN | EventFlags::RDHUP;
-        if for_write {
-            flags |= EventFlags::OUT;
-        }
-        let data = EventData::new_u64(TAG_LINK << TAG_SHIFT | id);
-        // The only expected failure is a socket that is not registered yet or no longer; both look again themselves.
-        let _ = epoll::modify(&self.inner, socket, data, flags);
-    }
-
-    pub(crate) fn add_source(&self, source: Source, flags: EventFlags) -> Result<u64, RpcError> {
-        let id = self.new_id();
-        let mut sources = lock(&self.sources);
-        let data = EventData::new_u64(TAG_SOURCE << TAG_SHIFT | id);
-        epoll::add(&self.inner, source.descriptor(), data, flags)
-            .map_err(|error| RpcError::io("watch a descriptor", error))?;
-        sources.insert(id, source);
-        Ok(id)
-    }
-
-    /// Watches a descriptor of the user (a pipe, a pidfd) for readability, level-triggered:
-    /// [`Service::on_descriptor_ready`] is called with `token` until it is drained or unwatched.
-    pub fn watch_descriptor(&self, descriptor: BorrowedFd<'_>, token: u64) -> Result<(), RpcError> {
-        // A duplicate of our own: the user may close theirs at any time without confusing the epoll.
-        let descriptor = rustix::io::fcntl_dupfd_cloexec(descriptor, 0)
-            .map_err(|error| RpcError::io("watch a descriptor", error))?;
-        self.add_source(Source::Descriptor { descriptor, token }, EventFlags::IN)?;
-        Ok(())
-    }
-
-    /// Stops watching what was watched under `token`.
-    pub fn unwatch_descriptor(&self, token: u64) {
-        lock(&self.sources).retain(|_, source| {
-            let gone = matches!(source, Source::Descriptor { token: known, .. } if *known == token);
-            if gone {
-                let _ = epoll::delete(&self.inner, source.descriptor());
-            }
-            !gone
-        });
     }
 
     /// Waits until `waiter` is notified, serving the links meanwhile or leaving that to the thread that does already.
@@ -691,9 +483,15 @@ impl Reactor {
         }
     }
 
-    /// Gives the token on. Whoever sleeps in the background learns of times that became due earlier.
+    /// Gives the token on. Whoever sleeps in the background learns of what became due and of what this leader's last
+    /// handlers asked for; an heir looks at that anyway.
     pub(crate) fn leave_leadership(&self) {
-        if self.token.leave() && self.background.sleeps_beyond(self.next_due()) {
+        let became_free = self.token.leave();
+        if became_free
+            && (self.background.sleeps_beyond(self.next_due())
+                || self.wake_requested.load(Ordering::SeqCst)
+                || self.has_closing.load(Ordering::SeqCst))
+        {
             self.nudge();
         }
     }

@@ -225,9 +225,7 @@ impl Reactor {
             Some(Source::Descriptor { token, .. }) => {
                 let token = *token;
                 drop(sources);
-                if let Ok(service) = self.service() {
-                    service.on_descriptor_ready(token);
-                }
+                self.call_service("on_descriptor_ready", |service| service.on_descriptor_ready(token));
             }
             Some(Source::Lingering { socket }) => {
                 let socket = Arc::clone(socket);
@@ -397,9 +395,7 @@ impl Reactor {
             Role::Accepting { self_target, .. } => {
                 self.half_open.fetch_sub(1, Ordering::Relaxed);
                 if target.process != self_target.process {
-                    if let Ok(service) = self.service() {
-                        service.on_stranger(socket, target);
-                    }
+                    self.call_service("on_stranger", |service| service.on_stranger(socket, target));
                     return;
                 }
                 let peer = Peer::Tcp { address, target: None };

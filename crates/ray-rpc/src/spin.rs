@@ -39,6 +39,11 @@ impl SpinRecord {
         self.misses_in_a_row = self.misses_in_a_row.saturating_add(1);
     }
 
+    /// A spin lasted much longer than it was meant to: other threads want this core, so spinning only takes from them.
+    pub(crate) fn on_preempted(&mut self) {
+        self.misses_in_a_row = self.misses_in_a_row.max(MISSES_BEFORE_DOUBT);
+    }
+
     /// A sleep ended with traffic after this long.
     pub(crate) fn on_sleep(&mut self, slept: Duration, spin: Duration) {
         if slept <= spin {
@@ -64,5 +69,7 @@ mod tests {
         assert!(!record.should_spin());
         record.on_sleep(Duration::from_micros(20), Duration::from_micros(50));
         assert!(record.should_spin());
+        record.on_preempted();
+        assert!(!record.should_spin());
     }
 }

@@ -8,12 +8,14 @@ use std::time::Instant;
 #[cfg(loom)]
 pub use loom::sync::{
     atomic::{fence, AtomicU32, Ordering},
-    Arc, Condvar, Mutex, MutexGuard,
+    Condvar, Mutex, MutexGuard,
 };
+/// Reference counts are the standard library's under loom too: the protocol does not rest on them.
+pub use std::sync::Arc;
 #[cfg(not(loom))]
 pub use std::sync::{
     atomic::{fence, AtomicU32, Ordering},
-    Arc, Condvar, Mutex, MutexGuard,
+    Condvar, Mutex, MutexGuard,
 };
 
 /// How a sleep on a word ended.

@@ -614,7 +614,7 @@ fn long_socket_paths_work() {
 }
 
 #[test]
-fn a_panicking_handler_does_not_end_the_service() {
+fn a_panicking_handler_closes_its_link_and_the_others_are_served_on() {
     let directory = Directory::new();
     let server = Side::new(Config::default());
     let _ = server.recorder.on_frame.set(Box::new(|link, frame| {
@@ -623,13 +623,132 @@ fn a_panicking_handler_does_not_end_the_service() {
     }));
     server.reactor.start_background().unwrap();
     let client = Side::served(Config::default());
-    let link = connect_pair(&server, &client, &directory);
-    link.send(13, 0, Bytes::new(), &[]).unwrap();
-    link.send(1, 1, Bytes::new(), &[]).unwrap();
-    // The frame behind the panic may have been in the same read and is lost with it; a later one is served.
-    link.send(1, 2, Bytes::new(), &[]).unwrap();
-    client.recorder.wait_for("an answer after the panic", |record| {
-        link.send(1, 3, Bytes::new(), &[]).unwrap();
-        record.frames.pop()
+    let unlucky = connect_pair(&server, &client, &directory);
+    let other = client.reactor.connect_unix(directory.socket()).unwrap();
+    unlucky.send(13, 0, Bytes::new(), &[]).unwrap();
+    client.recorder.wait_closed(unlucky.id());
+    assert!(only_close(&server)
+        .sentence
+        .contains("a handler of this process panicked"));
+    other.send(1, 1, Bytes::new(), &[]).unwrap();
+    client
+        .recorder
+        .wait_for("an answer after the panic", |record| record.frames.pop());
+}
+
+/// Threads that wait, wait with deadlines, poll and are in user code at random, all at once: every answer is delivered,
+/// whoever leads at that moment.
+#[test]
+fn no_answer_is_lost_between_leaders() {
+    let directory = Directory::new();
+    let server = Side::echo(Config::default());
+    let client = Side::with(Config::default(), Recorder::default());
+    let _ = client.recorder.on_frame.set(Box::new(|link, _| {
+        let (answers, waiter) = link.user_data_as::<(AtomicUsize, Waiter)>().unwrap();
+        answers.fetch_add(1, Ordering::SeqCst);
+        waiter.notify();
+        true
+    }));
+    server.reactor.listen_unix(directory.socket()).unwrap();
+    client.reactor.start_background().unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..5u64 {
+            let (client, directory) = (&client, &directory);
+            scope.spawn(move || {
+                let waiter = Waiter::new();
+                let link = client
+                    .reactor
+                    .connect_unix_with(directory.socket(), |link| {
+                        link.set_user_data(Box::new((AtomicUsize::new(0), waiter.clone())))
+                            .unwrap();
+                    })
+                    .unwrap();
+                let (answers, _) = link.user_data_as::<(AtomicUsize, Waiter)>().unwrap();
+                let mut random = thread + 1;
+                for round in 1..=1500 {
+                    random = random
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1_442_695_040_888_963_407);
+                    link.send(1, round, Bytes::new(), &[]).unwrap();
+                    let limit = Instant::now() + LIMIT;
+                    while answers.load(Ordering::SeqCst) < round as usize {
+                        assert!(
+                            Instant::now() < limit,
+                            "an answer is lost: {:?}",
+                            client.reactor.stats()
+                        );
+                        match random >> 61 {
+                            0 => drop(client.reactor.poll()),
+                            1 => std::thread::yield_now(),
+                            2 => drop(
+                                client
+                                    .reactor
+                                    .wait(&waiter, Some(Instant::now() + Duration::from_micros(50))),
+                            ),
+                            _ => drop(client.reactor.wait(&waiter, Some(limit))),
+                        }
+                    }
+                }
+            });
+        }
     });
+    client.reactor.token_is_consistent();
+}
+
+#[test]
+fn an_idle_process_sleeps() {
+    let directory = Directory::new();
+    let server = Side::echo(Config::default());
+    let client = Side::served(Config::default());
+    let link = connect_pair(&server, &client, &directory);
+    link.cork();
+    for round in 0..100 {
+        link.send(1, round, Bytes::new(), &[]).unwrap();
+    }
+    client
+        .recorder
+        .wait_for("all answers", |record| (record.frames.len() == 100).then_some(()));
+    // The cork ticks end by themselves: two looks a moment apart see the same counters.
+    let limit = Instant::now() + LIMIT;
+    loop {
+        let before = (client.reactor.stats(), server.reactor.stats());
+        std::thread::sleep(Duration::from_millis(50));
+        if before == (client.reactor.stats(), server.reactor.stats()) {
+            break;
+        }
+        assert!(
+            Instant::now() < limit,
+            "an idle process does not come to rest: {:?}",
+            client.reactor.stats()
+        );
+    }
+}
+
+/// A service that stops its own reactor from a handler, on whichever thread that runs.
+#[test]
+fn a_handler_may_stop_the_reactor() {
+    for background in [true, false] {
+        let directory = Directory::new();
+        let server = Side::echo(Config::default());
+        server.reactor.listen_unix(directory.socket()).unwrap();
+        let client = Side::new(Config::default());
+        let reactor = Arc::downgrade(&client.reactor);
+        let _ = client.recorder.on_frame.set(Box::new(move |_, _| {
+            if let Some(reactor) = reactor.upgrade() {
+                reactor.stop();
+            }
+            true
+        }));
+        if background {
+            client.reactor.start_background().unwrap();
+        }
+        let link = client.reactor.connect_unix(directory.socket()).unwrap();
+        link.send(1, 1, Bytes::new(), &[]).unwrap();
+        if !background {
+            let outcome = client.reactor.wait(&Waiter::new(), Some(Instant::now() + LIMIT));
+            assert_eq!(outcome, WaitOutcome::Stopped);
+        }
+        client.recorder.wait_closed(link.id());
+        assert_eq!(client.reactor.link_count(), 0);
+    }
 }

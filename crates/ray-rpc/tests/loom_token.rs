@@ -2,7 +2,9 @@
 //! Run: `RUSTFLAGS="--cfg loom" cargo test -p ray-rpc --release --test loom_token`.
 #![cfg(loom)]
 
-use loom::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
+
+use loom::sync::{Condvar, Mutex};
 use loom::thread;
 use ray_rpc::token::{Alarm, Entry, LeaderToken, Nudge, Waiter};
 
@@ -114,7 +116,7 @@ impl Process {
     }
 
     /// `Reactor::wait` without sockets and time.
-    fn wait(&self, own: usize, nudge: &std::sync::Arc<dyn Nudge>) {
+    fn wait(&self, own: usize, nudge: &Arc<dyn Nudge>) {
         let waiter = &self.waiters[own];
         waiter.set_nudge(nudge);
         loop {
@@ -152,15 +154,6 @@ impl Process {
     }
 }
 
-/// The nudge of `Waiter` is a std `Arc` under every configuration; loom's own poller is inside.
-struct Forward(Arc<Poller>);
-
-impl Nudge for Forward {
-    fn nudge(&self) {
-        self.0.nudge();
-    }
-}
-
 fn check(preemptions: usize, body: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);
@@ -172,7 +165,7 @@ fn check(preemptions: usize, body: impl Fn() + Sync + Send + 'static) {
 fn every_waiter_gets_its_answer() {
     check(3, || {
         let process = Process::new(2);
-        let nudge: std::sync::Arc<dyn Nudge> = std::sync::Arc::new(Forward(Arc::clone(&process.poller)));
+        let nudge: Arc<dyn Nudge> = process.poller.clone();
         let other = {
             let (process, nudge) = (Arc::clone(&process), nudge.clone());
             thread::spawn(move || process.wait(1, &nudge))
@@ -197,7 +190,7 @@ fn every_waiter_gets_its_answer() {
 fn the_background_thread_serves_after_the_last_leader() {
     check(3, || {
         let process = Process::new(2);
-        let nudge: std::sync::Arc<dyn Nudge> = std::sync::Arc::new(Forward(Arc::clone(&process.poller)));
+        let nudge: Arc<dyn Nudge> = process.poller.clone();
         process.token.enable_background();
         let background = {
             let process = Arc::clone(&process);
@@ -226,7 +219,7 @@ fn the_background_thread_serves_after_the_last_leader() {
 fn a_notification_from_another_thread_is_never_lost() {
     check(3, || {
         let process = Process::new(2);
-        let nudge: std::sync::Arc<dyn Nudge> = std::sync::Arc::new(Forward(Arc::clone(&process.poller)));
+        let nudge: Arc<dyn Nudge> = process.poller.clone();
         let other = {
             let (process, nudge) = (Arc::clone(&process), nudge.clone());
             thread::spawn(move || process.wait(1, &nudge))

@@ -324,8 +324,8 @@ fn a_local_close_over_tcp_loses_nothing_that_was_sent() {
         back.send(1, number, Bytes::new(), &[bytes(30_000)]).unwrap();
     }
     link.close(CloseReason::local("done"));
-    let count = server.recorder.wait_for("the close", |record| {
-        (!record.closed.is_empty()).then(|| record.frames.len())
-    });
+    let count = server
+        .recorder
+        .wait_for("the close", |record| record.closed.first().map(|_| record.frames.len()));
     assert_eq!(count, 100);
 }

@@ -25,6 +25,8 @@ pub struct Record {
 }
 
 type OnFrame = Box<dyn Fn(&Arc<Link>, &Frame) -> bool + Send + Sync>;
+type OnClosed = Box<dyn Fn(&Arc<Link>) + Send + Sync>;
+type OnDescriptor = Box<dyn Fn(u64) + Send + Sync>;
 type OnTimer = Box<dyn Fn(Instant) -> Option<Instant> + Send + Sync>;
 
 /// Records what happens; `on_frame` may take a frame instead (true).
@@ -34,8 +36,8 @@ pub struct Recorder {
     changed: Condvar,
     pub on_frame: OnceLock<OnFrame>,
     pub on_timer: OnceLock<OnTimer>,
-    pub on_closed: OnceLock<Box<dyn Fn(&Arc<Link>) + Send + Sync>>,
-    pub on_descriptor: OnceLock<Box<dyn Fn(u64) + Send + Sync>>,
+    pub on_closed: OnceLock<OnClosed>,
+    pub on_descriptor: OnceLock<OnDescriptor>,
 }
 
 impl Recorder {
@@ -171,7 +173,7 @@ pub fn echo_frame(link: &Arc<Link>, frame: &Frame) -> bool {
         frame.kind,
         frame.correlation,
         frame.header.clone(),
-        &[frame.payload.clone()],
+        std::slice::from_ref(&frame.payload),
     );
     true
 }
