@@ -24,7 +24,8 @@ impl Node {
             match self.client.create(id, bytes.len() as u64) {
                 Err(StoreError::NeedExtent { bytes }) => {
                     self.messages += 1;
-                    self.client.add_extent(self.server.lend_extent(self.client.slot(), bytes)?)?;
+                    self.client
+                        .add_extent(self.server.lend_extent(self.client.slot(), bytes)?)?;
                 }
                 other => break other?,
             }
@@ -51,13 +52,25 @@ impl Node {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let capacity_bytes = 1 << 30;
-    let (path, in_memory) =
-        choose_path(&format!("ray-store-put-rate-{}", std::process::id()), capacity_bytes, &std::env::temp_dir());
-    let config = StoreConfig { path, capacity_bytes, max_clients: 16, max_objects: 1 << 16 };
+    let (path, in_memory) = choose_path(
+        &format!("ray-store-put-rate-{}", std::process::id()),
+        capacity_bytes,
+        &std::env::temp_dir(),
+    );
+    let config = StoreConfig {
+        path,
+        capacity_bytes,
+        max_clients: 16,
+        max_objects: 1 << 16,
+    };
     let mut server = StoreServer::create(config)?;
     let slot = server.register_client(WorkerId::from_random())?;
     let client = StoreClient::attach(server.path(), slot)?;
-    let mut node = Node { server, client, messages: 0 };
+    let mut node = Node {
+        server,
+        client,
+        messages: 0,
+    };
     println!("store in {}", if in_memory { "/dev/shm" } else { "a file on disk" });
 
     let small = vec![7_u8; 200_000];
@@ -83,7 +96,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let start = Instant::now();
         node.put(object(round), &big)?;
         let seconds = start.elapsed().as_secs_f64();
-        println!("400 MB put, round {round}: {:.2} GB/s", big.len() as f64 / seconds / 1e9);
+        println!(
+            "400 MB put, round {round}: {:.2} GB/s",
+            big.len() as f64 / seconds / 1e9
+        );
         node.nudge();
         node.server.delete(&object(round));
     }
@@ -93,10 +109,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     const GETS: u32 = 1_000_000;
     let start = Instant::now();
     for _ in 0..GETS {
-        let Lookup::Found(pinned) = node.client.get(&object(1))? else { return Err("the object is gone".into()) };
+        let Lookup::Found(pinned) = node.client.get(&object(1))? else {
+            return Err("the object is gone".into());
+        };
         std::hint::black_box(&pinned[0]);
     }
-    println!("get and unpin: {:.0} a second", f64::from(GETS) / start.elapsed().as_secs_f64());
+    println!(
+        "get and unpin: {:.0} a second",
+        f64::from(GETS) / start.elapsed().as_secs_f64()
+    );
     node.server.validate()?;
     println!("{:?}", node.server.ledger());
     Ok(())

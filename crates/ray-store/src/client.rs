@@ -31,6 +31,9 @@ pub(crate) const KIND_PUBLISH: u64 = 1;
 /// A record's kind: the object's owner lets go of it.
 pub(crate) const KIND_DELETE: u64 = 2;
 
+/// From here on mapping an object's pages with one call beats one fault a page.
+const POPULATE_BYTES: u64 = 64 << 10;
+
 /// How often a look-up starts over because the object changed under it. It needs that only when the object is deleted
 /// and created again meanwhile, so running out means that the answer would be stale anyway.
 const LOOKUP_ATTEMPTS: usize = 16;
@@ -159,11 +162,12 @@ impl StoreClient {
         if u64::from(slot.number) >= mapping.geometry().max_clients || slot.generation == 0 {
             return Err(StoreError::UnknownClient { slot });
         }
+        let state = Mutex::new(ClientState::new(mapping.geometry().data_bytes));
         let shared = Shared {
             mapping,
             slot,
             fork_generation,
-            state: Mutex::new(ClientState::new()),
+            state,
         };
         if shared.control(control::GENERATION).load(Ordering::Acquire) != u64::from(slot.generation) {
             return Err(StoreError::UnknownClient { slot });
@@ -178,18 +182,40 @@ impl StoreClient {
         self.shared.slot
     }
 
-    /// The raylet lent an extent.
+    /// The raylet lent an extent. With `NoMemory` it must be given back as it is.
     pub fn add_extent(&self, extent: Extent) -> Result<(), StoreError> {
         if self.shared.is_forked() {
             return Err(StoreError::Forked);
         }
-        let inside = extent.offset.checked_add(extent.len) <= Some(self.shared.mapping.geometry().data_bytes);
-        let mut state = self.shared.lock();
-        if extent.len > 0 && !(inside && state.free.free(extent.offset, extent.len, Temperature::Warm)) {
+        let Extent { offset, len, reserved } = extent;
+        let end = offset
+            .checked_add(len)
+            .filter(|end| *end <= self.shared.mapping.geometry().data_bytes);
+        if end.is_none() {
             return Err(StoreError::NotLent {
                 slot: self.shared.slot,
                 extent,
             });
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        if !reserved {
+            if let Err(error) = self.shared.mapping.populate_data(offset, len) {
+                // A part may have got memory, which others need more. That it failed is what matters.
+                let _ = self.shared.mapping.release_data(offset, len);
+                return Err(error);
+            }
+        }
+        let mut state = self.shared.lock();
+        if !state.free.free(offset, len, Temperature::Warm) {
+            return Err(StoreError::NotLent {
+                slot: self.shared.slot,
+                extent,
+            });
+        }
+        if !reserved {
+            state.populated.mark(offset, len);
         }
         Ok(())
     }
@@ -208,7 +234,12 @@ impl StoreClient {
         let allocation = state.free.allocate(bytes).ok_or(StoreError::NeedExtent { bytes })?;
         state.creating_bytes += bytes;
         self.shared.store_creating(&state);
+        let untouched = state.populated.mark(allocation.offset, bytes);
         drop(state);
+        if let Some((offset, len)) = untouched.filter(|(_, len)| *len >= POPULATE_BYTES) {
+            // Only advice: the pages have memory, and where this fails they are mapped one by one when touched.
+            let _ = self.shared.mapping.populate_data(offset, len);
+        }
         Ok(ObjectWriter {
             shared: Some(self.shared.clone()),
             object,
@@ -315,6 +346,30 @@ impl StoreClient {
         Ok(())
     }
 
+    /// Whether it is time to ask the raylet, without waiting for an answer, to read the rings: this client's ring is
+    /// half full, or its free memory is half used up while deletions wait to be read. A client that does so after it
+    /// seals or deletes hardly ever has to wait. It is told once until the raylet has read something.
+    pub fn is_nudge_due(&self) -> bool {
+        if self.shared.is_forked() {
+            return false;
+        }
+        let consumed = self.shared.ring().consumed();
+        let mut state = self.shared.lock();
+        let waiting = state.published_tail.wrapping_sub(consumed);
+        let free = state.free.free_bytes();
+        if state.nudged_at != Some(consumed) {
+            state.nudged_at = None;
+            state.free_high = state.free_high.max(free);
+        }
+        let due = waiting >= PUBLICATION_RECORDS / 2 || (waiting > 0 && free < state.free_high / 2);
+        if !due || state.nudged_at.is_some() {
+            return false;
+        }
+        state.nudged_at = Some(consumed);
+        state.free_high = free;
+        true
+    }
+
     /// Takes up to `limit_bytes` of lent memory that is in no use out of this client, to be given back.
     pub fn unused(&self, limit_bytes: u64) -> Vec<Extent> {
         if self.shared.is_forked() {
@@ -326,7 +381,11 @@ impl StoreClient {
             .free
             .take(limit_bytes)
             .into_iter()
-            .map(|(offset, len)| Extent { offset, len })
+            .map(|(offset, len)| Extent {
+                offset,
+                len,
+                reserved: true,
+            })
             .collect()
     }
 

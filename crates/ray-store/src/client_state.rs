@@ -17,7 +17,7 @@ use rustc_hash::FxHashMap;
 
 use crate::allocator::Allocator;
 use crate::client::Pin;
-use crate::layout::{MAX_PINS, PINS_A_PAGE};
+use crate::layout::{MAX_PINS, PAGE_BYTES, PINS_A_PAGE};
 
 /// An object in the publication ring.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +28,43 @@ pub(crate) struct SealedHere {
     pub metadata: u32,
 }
 
+/// Pages of the data area that this process has mapped by writing to them.
+#[derive(Debug)]
+pub(crate) struct PageSet {
+    words: Vec<u64>,
+}
+
+impl PageSet {
+    pub fn new(data_bytes: u64) -> Self {
+        // Zeroed memory of the allocator takes no pages until it is used.
+        Self {
+            words: vec![0; data_bytes.div_ceil(PAGE_BYTES * 64) as usize],
+        }
+    }
+
+    /// Marks the pages of this range and returns the range from the first to the last that was not marked.
+    pub fn mark(&mut self, offset: u64, len: u64) -> Option<(u64, u64)> {
+        let (first, last) = (offset / PAGE_BYTES, (offset + len - 1) / PAGE_BYTES);
+        let mut missing: Option<(u64, u64)> = None;
+        for index in first / 64..=last / 64 {
+            let from = first.max(index * 64) % 64;
+            let to = last.min(index * 64 + 63) % 64;
+            let mask = (!0 << from) & (!0 >> (63 - to));
+            let Some(word) = self.words.get_mut(index as usize) else {
+                break;
+            };
+            let new = mask & !*word;
+            *word |= mask;
+            if new != 0 {
+                let low = index * 64 + u64::from(new.trailing_zeros());
+                let high = index * 64 + 63 - u64::from(new.leading_zeros());
+                missing = Some((missing.map_or(low, |(first, _)| first), high));
+            }
+        }
+        missing.map(|(first, last)| (first * PAGE_BYTES, (last - first + 1) * PAGE_BYTES))
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct ClientState {
     pub free: Allocator,
@@ -35,7 +72,12 @@ pub(crate) struct ClientState {
     pub returned_head: u64,
     pub creating_bytes: u64,
     pub closed: bool,
+    /// The raylet was asked to read the ring when it had consumed so much.
+    pub nudged_at: Option<u64>,
+    /// The most free memory since then, to see that it runs low.
+    pub free_high: u64,
     pub reserved_pins: u64,
+    pub populated: PageSet,
     pins: FxHashMap<u64, (usize, Weak<Pin>)>,
     positions_in_use: BTreeSet<usize>,
     free_positions: BinaryHeap<Reverse<usize>>,
@@ -45,13 +87,16 @@ pub(crate) struct ClientState {
 }
 
 impl ClientState {
-    pub fn new() -> Self {
+    pub fn new(data_bytes: u64) -> Self {
         Self {
+            populated: PageSet::new(data_bytes),
             free: Allocator::default(),
             published_tail: 0,
             returned_head: 0,
             creating_bytes: 0,
             closed: false,
+            nudged_at: None,
+            free_high: 0,
             reserved_pins: PINS_A_PAGE,
             pins: FxHashMap::default(),
             positions_in_use: BTreeSet::new(),
@@ -139,5 +184,23 @@ impl ClientState {
     /// The object's record was consumed, or its deletion was asked for.
     pub fn forget_sealed(&mut self, object: &ObjectId) {
         self.sealed.remove(object);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_missing_until_they_are_marked() {
+        const PAGE: u64 = PAGE_BYTES;
+        let mut pages = PageSet::new(1000 * PAGE);
+        assert_eq!(pages.mark(70 * PAGE + 5, 10), Some((70 * PAGE, PAGE)));
+        assert_eq!(pages.mark(70 * PAGE, PAGE), None);
+        assert_eq!(pages.mark(69 * PAGE + 1, 2 * PAGE), Some((69 * PAGE, 3 * PAGE)));
+        assert_eq!(pages.mark(60 * PAGE, 200 * PAGE), Some((60 * PAGE, 200 * PAGE)));
+        assert_eq!(pages.mark(60 * PAGE, 200 * PAGE), None);
+        assert_eq!(pages.mark(999 * PAGE, PAGE), Some((999 * PAGE, PAGE)));
+        assert_eq!(pages.mark(0, 1000 * PAGE), Some((0, 999 * PAGE)));
     }
 }

@@ -1,4 +1,4 @@
-//! Big copies: owns the choice of how many threads move the bytes.
+//! Work on big ranges: owns the choice of how many threads move bytes or fault pages in.
 //!
 //! It refuses to start threads where the machine has no core to spare or the copy is short.
 //!
@@ -16,12 +16,16 @@ const MAX_COPY_THREADS: usize = 4;
 /// # Panics
 /// Where the lengths differ, as `copy_from_slice` does.
 pub fn copy_into(destination: &mut [u8], source: &[u8]) {
-    let threads = if source.len() < PARALLEL_COPY_BYTES {
+    copy_with_threads(destination, source, threads_for(source.len()));
+}
+
+/// How many threads a range of so many bytes is worth.
+pub(crate) fn threads_for(bytes: usize) -> usize {
+    if bytes < PARALLEL_COPY_BYTES {
         1
     } else {
         idle_cores().min(MAX_COPY_THREADS)
-    };
-    copy_with_threads(destination, source, threads);
+    }
 }
 
 fn copy_with_threads(destination: &mut [u8], source: &[u8], threads: usize) {

@@ -99,6 +99,9 @@ pub struct Extent {
     pub offset: u64,
     /// How long it is; zero where what the client needs is already on its way through its ring of returned memory.
     pub len: u64,
+    /// Whether its pages have memory. Where they do not, because giving them memory takes long, the client does it in
+    /// `add_extent` before anything is allocated from it, so that the raylet's thread never stands still.
+    pub reserved: bool,
 }
 
 /// Where a store of this capacity belongs: in `/dev/shm`, or in `fallback_directory` where that is too small. Tells

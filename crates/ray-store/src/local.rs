@@ -7,19 +7,24 @@
 //! 1. While a handle lives the server does not reuse its bytes, and the mapping stays.
 //! 2. There is one `LocalBuffer` for its bytes, and nobody else reads or writes them until it is sealed.
 
-use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{fence, Ordering};
+use std::ops::Deref;
+use std::sync::atomic::{fence, AtomicBool, Ordering};
 use std::sync::Arc;
 
 use ray_ids::ObjectId;
 
 use crate::mapping::Mapping;
+use crate::StoreError;
 
-/// Counts handles: the server has one clone, each handle another.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Hold(Arc<()>);
+/// Counts handles: the server has one clone, each handle another. It carries whether the bytes have memory.
+#[derive(Debug, Clone)]
+pub(crate) struct Hold(Arc<AtomicBool>);
 
 impl Hold {
+    pub fn new(reserved: bool) -> Self {
+        Self(Arc::new(AtomicBool::new(reserved)))
+    }
+
     /// Whether a handle lives. Only the server makes handles from none, so once this is false it stays false until the
     /// server makes another.
     pub fn is_held(&self) -> bool {
@@ -27,6 +32,10 @@ impl Hold {
         // Pairs with the release in the drop of the last handle, so that its reads happen before a reuse.
         fence(Ordering::Acquire);
         held
+    }
+
+    pub fn is_reserved(&self) -> bool {
+        self.0.load(Ordering::Acquire)
     }
 }
 
@@ -63,7 +72,7 @@ pub struct LocalBuffer {
     pub(crate) object: ObjectId,
     pub(crate) offset: u64,
     pub(crate) size: u64,
-    pub(crate) _hold: Hold,
+    pub(crate) hold: Hold,
 }
 
 impl LocalBuffer {
@@ -73,20 +82,32 @@ impl LocalBuffer {
     }
 }
 
-impl Deref for LocalBuffer {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        // SAFETY: this is the only handle to the bytes, and the hold keeps them from being reused.
-        unsafe { std::slice::from_raw_parts(self.mapping.data(self.offset, self.size).as_ptr(), self.size as usize) }
-    }
-}
-
-impl DerefMut for LocalBuffer {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and it is borrowed mutably.
-        unsafe {
-            std::slice::from_raw_parts_mut(self.mapping.data(self.offset, self.size).as_ptr(), self.size as usize)
+impl LocalBuffer {
+    /// Its bytes. The first call gives a big buffer's pages their memory, which takes long (a second for a few GB), so
+    /// it belongs on a thread that may block.
+    pub fn writable(&mut self) -> Result<&mut [u8], StoreError> {
+        if !self.hold.is_reserved() {
+            if let Err(error) = self.mapping.populate_data(self.offset, self.size) {
+                // A part may have got memory, which others need more. That it failed is what matters.
+                let _ = self.mapping.release_data(self.offset, self.size);
+                return Err(error);
+            }
+            self.hold.0.store(true, Ordering::Release);
         }
+        // SAFETY: this is the only handle to the bytes, it is borrowed mutably, and the hold keeps them from being
+        // reused.
+        unsafe {
+            let address = self.mapping.data(self.offset, self.size).as_ptr();
+            Ok(std::slice::from_raw_parts_mut(address, self.size as usize))
+        }
+    }
+
+    /// Its bytes, to serve those that have arrived; empty before the first `writable`.
+    pub fn readable(&self) -> &[u8] {
+        if !self.hold.is_reserved() {
+            return &[];
+        }
+        // SAFETY: as above, and it is borrowed.
+        unsafe { std::slice::from_raw_parts(self.mapping.data(self.offset, self.size).as_ptr(), self.size as usize) }
     }
 }

@@ -200,14 +200,50 @@ impl Mapping {
         self.reserve(self.geometry.data_offset() + offset, len)
     }
 
-    /// Faults pages of the data area in ahead of their use. It is only advice: true where the kernel did it.
-    pub fn prefault_data(&self, offset: u64, len: u64) -> bool {
+    /// Gives memory to pages of the data area and maps them into this process, with several threads for many. Unlike
+    /// touching them it costs one system call, and where there is no memory it is an error.
+    pub fn populate_data(&self, offset: u64, len: u64) -> Result<(), StoreError> {
         let (start, len) = pages(self.geometry.data_offset() + offset, len);
+        let threads = crate::copy::threads_for(len as usize) as u64;
+        let part = (len / threads).next_multiple_of(PAGE_BYTES).max(PAGE_BYTES);
+        let result = std::thread::scope(|scope| {
+            let mut others = Vec::new();
+            let mut at = start + part;
+            while at < start + len {
+                let bytes = part.min(start + len - at);
+                let populate = move || self.populate_pages(at, bytes);
+                match std::thread::Builder::new()
+                    .name("store-populate".into())
+                    .spawn_scoped(scope, populate)
+                {
+                    Ok(thread) => others.push(thread),
+                    Err(_) => self.populate_pages(at, bytes)?,
+                }
+                at += bytes;
+            }
+            let own = self.populate_pages(start, part.min(len));
+            others.into_iter().fold(own, |result, thread| {
+                result.and(thread.join().unwrap_or(Err(Errno::FAULT)))
+            })
+        });
+        match result {
+            Ok(()) => Ok(()),
+            // The kernel does not know the advice.
+            Err(Errno::INVAL) => self.reserve(start, len),
+            // EFAULT: touching the page would have been a SIGBUS.
+            Err(_) => Err(StoreError::NoMemory {
+                bytes: len,
+                source: Errno::NOSPC.into(),
+            }),
+        }
+    }
+
+    fn populate_pages(&self, start: u64, len: u64) -> Result<(), Errno> {
         // SAFETY: the pages are inside of the mapping (the data area starts and ends on a page), and populating them
         // changes no byte.
         unsafe {
             let address = self.base.as_ptr().add(start as usize);
-            rustix::mm::madvise(address.cast(), len as usize, Advice::LinuxPopulateWrite).is_ok()
+            rustix::mm::madvise(address.cast(), len as usize, Advice::LinuxPopulateWrite)
         }
     }
 

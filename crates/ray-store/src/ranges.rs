@@ -86,6 +86,29 @@ impl RangeSet {
         true
     }
 
+    /// Takes out whatever of this range is in the set, and returns it.
+    pub fn cut(&mut self, offset: u64, len: u64) -> Vec<(u64, u64)> {
+        let end = offset.saturating_add(len);
+        let first = self
+            .ranges
+            .range(..=offset)
+            .next_back()
+            .map_or(offset, |(start, _)| *start);
+        let touched = self
+            .ranges
+            .range(first..end.max(first))
+            .map(|(start, held)| (*start, *held));
+        let parts = touched.filter_map(|(start, held)| {
+            let (from, to) = (start.max(offset), (start + held).min(end));
+            (from < to).then(|| (from, to - from))
+        });
+        let parts: Vec<_> = parts.collect();
+        for &(offset, len) in &parts {
+            self.remove(offset, len);
+        }
+        parts
+    }
+
     /// Empties the set and returns what was in it.
     pub fn take(&mut self) -> Vec<(u64, u64)> {
         self.bytes = 0;
@@ -100,17 +123,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_agrees_with_a_set_of_bytes(steps in proptest::collection::vec((0u64..40, 0u64..12, any::<bool>()), 1..100)) {
+        fn it_agrees_with_a_set_of_bytes(steps in proptest::collection::vec((0u64..40, 0u64..12, 0u8..3), 1..100)) {
             let mut set = RangeSet::default();
             let mut model = [false; 64];
             for (offset, len, add) in steps {
                 let span = offset as usize..(offset + len) as usize;
-                if add {
+                if add == 0 {
                     let fits = len > 0 && model[span.clone()].iter().all(|byte| !byte);
                     prop_assert_eq!(set.insert(offset, len), fits);
                     if fits {
                         model[span].fill(true);
                     }
+                } else if add == 1 {
+                    let expected = model[span.clone()].iter().filter(|byte| **byte).count() as u64;
+                    let cut = set.cut(offset, len);
+                    prop_assert_eq!(cut.iter().map(|(_, len)| len).sum::<u64>(), expected);
+                    model[span].fill(false);
                 } else {
                     let there = len > 0 && model[span.clone()].iter().all(|byte| *byte);
                     prop_assert_eq!(set.contains(offset, len), there);

@@ -202,7 +202,7 @@ fn cache_goes_oldest_first_and_primaries_stay() {
         let mut buffer = server
             .create_local(object(number), 1000, LocalPurpose::Transfer)
             .unwrap();
-        buffer.copy_from_slice(&content(number, 1000));
+        buffer.writable().unwrap().copy_from_slice(&content(number, 1000));
         assert_eq!(server.ledger().in_transfer, 1024);
         server
             .seal(buffer, 7, if number == 0 { Role::Primary } else { Role::Cache })
@@ -342,14 +342,16 @@ fn lies_are_rejected() {
             a.slot(),
             Extent {
                 offset: u64::MAX,
-                len: 2
+                len: 2,
+                reserved: true
             }
         )
         .is_err());
     assert!(b
         .add_extent(Extent {
             offset: u64::MAX,
-            len: 64
+            len: 64,
+            reserved: true
         })
         .is_err());
     server.give_back(a.slot(), extent).unwrap();
@@ -660,7 +662,7 @@ proptest! {
                 }
                 Step::Local { number, size } => {
                     if let Ok(mut buffer) = server.create_local(object(number), size, LocalPurpose::Transfer) {
-                        buffer.copy_from_slice(&content(number, size));
+                        buffer.writable().unwrap().copy_from_slice(&content(number, size));
                         server.seal(buffer, number, Role::Cache).unwrap();
                     }
                 }

@@ -18,6 +18,11 @@ pub(super) const FIRST_LEND_BYTES: u64 = 1 << 20;
 const SMALLEST_LEND_BYTES: u64 = 256 << 10;
 const LARGEST_LEND_BYTES: u64 = 16 << 20;
 const LARGEST_KEPT_BYTES: u64 = 64 << 20;
+/// Up to here the server gives pages their memory itself (it takes a third of a millisecond a MiB).
+const SERVER_RESERVES_BYTES: u64 = 1 << 20;
+/// A client that asks again and again gets more, up to here, so that it asks less often. Not more, because what it
+/// writes again and again should stay in a core's cache.
+const WORKING_SET_BYTES: u64 = 2 << 20;
 
 impl StoreServer {
     /// Lends memory to a client that needs at least so many bytes in one piece. The first thing it does is to read the
@@ -27,19 +32,26 @@ impl StoreServer {
         self.client(slot)?;
         let minimum = allocated_bytes(minimum_bytes);
         self.drain_all();
-        if self.returned_and_not_seen(slot).longest() >= minimum {
+        let share = self.share(16, SMALLEST_LEND_BYTES, LARGEST_LEND_BYTES);
+        let returned = self.returned_and_not_seen(slot).longest() >= minimum;
+        let client = self.client(slot)?;
+        let enough = client.next_lend_bytes.min(share).min(WORKING_SET_BYTES);
+        let wanted = client.next_lend_bytes.min(share).max(minimum);
+        if returned && client.lent.bytes() >= enough {
             return Ok(Extent::default());
         }
-        let share = self.share(16, SMALLEST_LEND_BYTES, LARGEST_LEND_BYTES);
-        let wanted = self.client(slot)?.next_lend_bytes.min(share).max(minimum);
-        let allocation = self.allocate(minimum, wanted)?;
+        let (allocation, reserved) = match self.allocate(minimum, wanted) {
+            Err(_) if returned => return Ok(Extent::default()),
+            other => other?,
+        };
+        let Allocation { offset, len, .. } = allocation;
         let client = self.client(slot)?;
         client.next_lend_bytes = (client.next_lend_bytes * 2).min(LARGEST_LEND_BYTES);
-        client.lent.insert(allocation.offset, allocation.len);
-        Ok(Extent {
-            offset: allocation.offset,
-            len: allocation.len,
-        })
+        client.lent.insert(offset, len);
+        if !reserved {
+            client.unreserved.insert(offset, len);
+        }
+        Ok(Extent { offset, len, reserved })
     }
 
     /// A client gives back what it was lent and did not use.
@@ -49,8 +61,21 @@ impl StoreServer {
             return Err(StoreError::NotLent { slot, extent });
         }
         client.next_lend_bytes = FIRST_LEND_BYTES;
-        self.allocator.free(extent.offset, extent.len, Temperature::Warm);
+        let mut unreserved = std::mem::take(&mut client.unreserved);
+        self.take_back(&mut unreserved, extent.offset, extent.len);
+        self.client(slot)?.unreserved = unreserved;
         Ok(())
+    }
+
+    /// Makes lent memory free again. What the client was to give memory to may have none, so that counts as cold.
+    pub(super) fn take_back(&mut self, unreserved: &mut RangeSet, offset: u64, len: u64) {
+        let mut at = offset;
+        for (start, bytes) in unreserved.cut(offset, len) {
+            self.allocator.free(at, start - at, Temperature::Warm);
+            self.allocator.free(start, bytes, Temperature::Cold);
+            at = start + bytes;
+        }
+        self.allocator.free(at, offset + len - at, Temperature::Warm);
     }
 
     /// What part of the capacity one of the present clients may have.
@@ -59,8 +84,8 @@ impl StoreServer {
         (capacity / (divisor * self.client_count.max(1))).clamp(smallest, largest)
     }
 
-    /// Allocates and reserves.
-    pub(super) fn allocate(&mut self, minimum: u64, wanted: u64) -> Result<Allocation, StoreError> {
+    /// Allocates and, unless that would take long, reserves; tells whether it did.
+    pub(super) fn allocate(&mut self, minimum: u64, wanted: u64) -> Result<(Allocation, bool), StoreError> {
         let mut allocation = self.allocator.allocate_between(minimum, wanted);
         if allocation.is_none() {
             self.collect();
@@ -78,7 +103,8 @@ impl StoreServer {
                 awaiting_unpin: ledger.awaiting_unpin,
             });
         };
-        if allocation.temperature == Temperature::Cold {
+        let reserved = allocation.temperature == Temperature::Warm || allocation.len <= SERVER_RESERVES_BYTES;
+        if reserved && allocation.temperature == Temperature::Cold {
             if let Err(error) = self.mapping.reserve_data(allocation.offset, allocation.len) {
                 self.allocator
                     .free(allocation.offset, allocation.len, Temperature::Cold);
@@ -87,7 +113,7 @@ impl StoreServer {
             }
         }
         self.under_pressure = false;
-        Ok(allocation)
+        Ok((allocation, reserved))
     }
 
     /// The raylet has creators in its queue that wait for memory: until it says otherwise freed memory is for all.
@@ -142,8 +168,7 @@ impl StoreServer {
         let Some(allocation) = self.allocator.allocate_cold(budget_bytes) else {
             return 0;
         };
-        let warm = self.mapping.reserve_data(allocation.offset, allocation.len).is_ok()
-            && self.mapping.prefault_data(allocation.offset, allocation.len);
+        let warm = self.mapping.populate_data(allocation.offset, allocation.len).is_ok();
         let temperature = if warm { Temperature::Warm } else { Temperature::Cold };
         self.allocator.free(allocation.offset, allocation.len, temperature);
         if warm {

@@ -46,6 +46,8 @@ struct Client {
     worker: WorkerId,
     /// Lent and not in any object, by what the rings have said so far.
     lent: RangeSet,
+    /// Of those, what the client itself was to give memory to, and has not used.
+    unreserved: RangeSet,
     published_head: u64,
     returned_tail: u64,
     /// What it is lent next unless it needs more.
@@ -177,6 +179,7 @@ impl StoreServer {
             slot,
             worker,
             lent: RangeSet::default(),
+            unreserved: RangeSet::default(),
             published_head: 0,
             returned_tail: 0,
             next_lend_bytes: lending::FIRST_LEND_BYTES,
@@ -225,8 +228,12 @@ impl StoreServer {
         let unpublished_bytes = unpublished.min(client.lent.bytes());
         let mut extents = Vec::new();
         for (offset, len) in client.lent.take() {
-            self.allocator.free(offset, len, Temperature::Warm);
-            extents.push(Extent { offset, len });
+            self.take_back(&mut client.unreserved, offset, len);
+            extents.push(Extent {
+                offset,
+                len,
+                reserved: true,
+            });
         }
         self.collect();
         Ok(Forgotten {

@@ -55,7 +55,7 @@ impl StoreServer {
                 entry,
                 index_slot,
                 age,
-                hold: Hold::default(),
+                hold: Hold::new(true),
             },
         );
         let (order, bytes) = self.order(entry.role);
@@ -136,7 +136,12 @@ impl StoreServer {
 
     fn stop_filling(&mut self, object: &ObjectId) {
         if let Some(filling) = self.filling.remove(object) {
-            self.allocator.free(filling.offset, filling.bytes, Temperature::Warm);
+            let temperature = if filling.hold.is_reserved() {
+                Temperature::Warm
+            } else {
+                Temperature::Cold
+            };
+            self.allocator.free(filling.offset, filling.bytes, temperature);
         }
     }
 
@@ -354,19 +359,19 @@ impl StoreServer {
             });
         }
         let bytes = allocated_bytes(size);
-        let allocation = self.allocate(bytes, bytes)?;
+        let (allocation, reserved) = self.allocate(bytes, bytes)?;
         let filling = Filling {
             offset: allocation.offset,
             bytes,
             purpose,
-            hold: Hold::default(),
+            hold: Hold::new(reserved),
         };
         let buffer = LocalBuffer {
             mapping: self.mapping.clone(),
             object,
             offset: allocation.offset,
             size,
-            _hold: filling.hold.clone(),
+            hold: filling.hold.clone(),
         };
         self.filling.insert(object, filling);
         Ok(buffer)
@@ -374,8 +379,9 @@ impl StoreServer {
 
     /// Seals what `create_local` started. Where a client published the same object meanwhile, this copy is dropped and
     /// the error says so.
-    pub fn seal(&mut self, buffer: LocalBuffer, metadata: u32, role: Role) -> Result<ObjectEntry, StoreError> {
+    pub fn seal(&mut self, mut buffer: LocalBuffer, metadata: u32, role: Role) -> Result<ObjectEntry, StoreError> {
         let (object, offset, size) = (buffer.object, buffer.offset, buffer.size);
+        buffer.writable()?;
         if self.filling.get(&object).is_none_or(|filling| filling.offset != offset) {
             return Err(StoreError::NotFound { object });
         }

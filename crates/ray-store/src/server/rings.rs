@@ -136,7 +136,14 @@ impl StoreServer {
         } = published;
         let bytes = size.checked_add(GRANULE_BYTES).map(|_| allocated_bytes(size));
         let taken = match (bytes, self.client(slot)) {
-            (Some(bytes), Ok(client)) if offset % GRANULE_BYTES == 0 => client.lent.remove(offset, bytes),
+            (Some(bytes), Ok(client)) if offset % GRANULE_BYTES == 0 => {
+                let taken = client.lent.remove(offset, bytes);
+                if taken && client.unreserved.bytes() > 0 {
+                    // The client gave these pages memory before it wrote the object.
+                    client.unreserved.cut(offset, bytes);
+                }
+                taken
+            }
             _ => false,
         };
         if !taken {
@@ -150,7 +157,7 @@ impl StoreServer {
                 offset,
                 bytes,
                 creator: Some(slot),
-                hold: Hold::default(),
+                hold: Hold::new(true),
             });
             self.events.push(StoreEvent::Duplicate { object, slot });
             return;
