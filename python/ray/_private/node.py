@@ -98,6 +98,28 @@ class NodeHandle:
         self._restarts: list[float] = []
         _handles.add(self)
 
+    # --- Ray's names for some of the attributes ---
+
+    @property
+    def unique_id(self) -> str:
+        """The node's id, hexadecimal."""
+        return self.node_id
+
+    @property
+    def raylet_socket_name(self) -> str:
+        """The path of the raylet's socket."""
+        return self.raylet_socket
+
+    @property
+    def gcs_address(self) -> str:
+        """ "host:port" of the head node."""
+        return self.address
+
+    @property
+    def node_ip_address(self) -> str:
+        """The host of the node's port."""
+        return self.host
+
     # --- starting ---
 
     def _became_ready(self, ready: dict[str, Any]) -> None:
@@ -163,6 +185,11 @@ class NodeHandle:
                         os.read(wake, 64)
                     except BlockingIOError:
                         pass
+            delay_s = self._restart_delay_s()
+            if delay_s:
+                pause = select.poll()
+                pause.register(wake, select.POLLIN)
+                pause.poll(delay_s * 1000)
             with self._lock:
                 if self._is_stopped:
                     return
@@ -193,6 +220,10 @@ class NodeHandle:
         self._restarts = [at for at in self._restarts if now - at < GCS_RESTARTS_WINDOW_S]
         self._restarts.append(now)
         return len(self._restarts) <= GCS_RESTARTS_LIMIT
+
+    def _restart_delay_s(self) -> float:
+        # The first crashes are answered at once; one that repeats must not keep a core busy.
+        return 0.0 if len(self._restarts) <= 3 else min(1.0, 0.01 * 2 ** (len(self._restarts) - 3))
 
     def _wake_supervisor(self) -> None:
         if self._wake_fds is not None:
