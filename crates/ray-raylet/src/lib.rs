@@ -13,3 +13,6 @@ mod report;
 pub mod scheduler;
 pub mod types;
 pub mod worker_pool;
+pub mod shell;
+
+pub use shell::{run, RayletConfig, RayletError};

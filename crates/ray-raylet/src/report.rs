@@ -6,7 +6,7 @@
 use crate::actors::serves_actor;
 use crate::placement::set_to_wire;
 use crate::queues::Class;
-use crate::scheduler::{ActorPhase, Awaiting, LocalScheduler};
+use crate::scheduler::{ActorPhase, Awaiting, LocalScheduler, Reservation};
 use crate::types::Milliseconds;
 use crate::worker_pool::WorkerState;
 use ray_ids::{JobId, LeaseId, WorkerId};
@@ -27,9 +27,17 @@ impl LocalScheduler {
                 infeasible,
             });
         }
+        let mut available = self.node.available_if_released(self.idle_allocations());
+        for reservation in &self.reservations {
+            // What the control plane has placed here and waits for recalled leases is spoken for.
+            let (Reservation::Actor { demand, .. } | Reservation::Bundles { demand, .. }) = reservation;
+            for (name, amount) in demand.iter() {
+                available.set(name.clone(), available.get(name) - amount);
+            }
+        }
         ResourceReport {
             total: set_to_wire(&self.node.total_set()),
-            available: set_to_wire(&self.node.available_if_released(self.idle_allocations())),
+            available: set_to_wire(&available),
             demands,
             ..Default::default()
         }

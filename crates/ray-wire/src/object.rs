@@ -13,6 +13,9 @@ pub struct ExtentInfo {
     pub offset: u64,
     #[prost(uint64, tag = "2")]
     pub length: u64,
+    /// Whether its pages have memory; where they do not, the client gives it to them before it allocates there.
+    #[prost(bool, tag = "3")]
+    pub reserved: bool,
 }
 
 /// Asks the raylet for room.

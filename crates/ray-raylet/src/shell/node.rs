@@ -1,0 +1,502 @@
+//! The node: owns the state of the shell, routes frames to its parts, and keeps the timers.
+//!
+//! Invariants:
+//! 1. A link is in `links` from its first frame until it closes, as what it proved to be.
+//! 2. Everything that waits for time is in `timers`, or asked of the scheduler (`next_tick`).
+
+use super::config::{Limits, RayletConfig, RayletError};
+use super::evidence::Evidence;
+use super::gcs::GcsLink;
+use super::logs::Logs;
+use super::processes::{Jobs, Process, Watchers};
+use super::signals::{self, Signals};
+use super::zygote::{Zygote, ZygoteCommand};
+use crate::scheduler::LocalScheduler;
+use crate::types::{Event, Milliseconds, SchedulerConfig, SchedulerLimits};
+use bytes::Bytes;
+use ray_ids::{NodeId, WorkerId};
+use ray_rpc::{AuthToken, CloseReason, Frame, Link, Reactor, Target};
+use ray_sched::{ResourceSet, UnitResources};
+use ray_store::{StoreConfig, StoreServer};
+use ray_wire::kinds;
+use ray_wire::{Address, HandOver, NodeInfo};
+use rustc_hash::FxHashMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// What a link proved to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LinkRole {
+    /// It has not said yet.
+    Unknown,
+    /// A process of this node.
+    Process(WorkerId),
+    /// A process of another node.
+    Remote(WorkerId),
+    /// Another raylet.
+    Raylet(NodeId),
+    Gcs,
+    /// It only asks.
+    Tool,
+}
+
+/// What waits for its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    ConnectGcs,
+    GcsAway,
+    Report,
+    /// A process's link is closed and its exit status is awaited; or the other way round.
+    ProcessEnd(WorkerId),
+    FlushZygote,
+    RestartZygote,
+    ReadLogs,
+    LeaveAfterDrain,
+}
+
+pub(super) const TOKEN_SIGNALS: u64 = 1;
+pub(super) const TOKEN_PARENT: u64 = 2;
+pub(super) const TOKEN_LOGS: u64 = 3;
+/// A zygote's token is this and a count.
+pub(super) const TOKEN_ZYGOTE: u64 = 1 << 32;
+/// A watched pid's token is this and the pid.
+pub(super) const TOKEN_PID: u64 = 2 << 32;
+
+/// The node.
+pub struct Node {
+    pub(super) config: RayletConfig,
+    pub(super) limits: Limits,
+    pub(super) reactor: Arc<Reactor>,
+    pub(super) signals: Signals,
+    pub(super) node_id: NodeId,
+    pub(super) address: Address,
+    pub(super) token: AuthToken,
+    pub(super) socket_path: PathBuf,
+    pub(super) log_directory: PathBuf,
+    pub(super) session_name: String,
+    pub(super) total: ResourceSet,
+    pub(super) start: Instant,
+    pub(super) start_time_ms: u64,
+    pub(super) scheduler: LocalScheduler,
+    pub(super) store: StoreServer,
+    pub(super) evidence: Evidence,
+    pub(super) links: FxHashMap<u64, (Arc<Link>, LinkRole)>,
+    pub(super) processes: FxHashMap<WorkerId, Process>,
+    pub(super) tokens: FxHashMap<u64, WorkerId>,
+    pub(super) pids: FxHashMap<u32, WorkerId>,
+    pub(super) remote_owners: FxHashMap<WorkerId, Arc<Link>>,
+    pub(super) jobs: Jobs,
+    pub(super) watchers: Watchers,
+    pub(super) nodes: FxHashMap<NodeId, NodeInfo>,
+    pub(super) gcs: GcsLink,
+    pub(super) zygote: Option<Zygote>,
+    pub(super) zygote_command: ZygoteCommand,
+    pub(super) zygote_starts: u64,
+    pub(super) zygote_failures: u32,
+    /// Fork requests that no zygote has been asked yet.
+    pub(super) zygote_backlog: BTreeMap<u64, serde_json::Value>,
+    pub(super) logs: Logs,
+    pub(super) next_token: u64,
+    pub(super) timers: BTreeSet<(Milliseconds, Timer)>,
+    pub(super) stopping: bool,
+    pub(super) outcome: Option<RayletError>,
+}
+
+fn file_name_of(session_directory: &std::path::Path) -> String {
+    session_directory.file_name().map_or_else(|| "session".into(), |name| name.to_string_lossy().into_owned())
+}
+
+impl Node {
+    /// Everything that can be made without the reactor's service.
+    pub fn new(config: RayletConfig, reactor: Arc<Reactor>, signals: Signals) -> Result<Self, RayletError> {
+        let limits = config.limits()?;
+        let node_id = match &config.node_id {
+            Some(hex) => NodeId::from_hex(hex).map_err(|error| RayletError::Config(error.to_string()))?,
+            None => NodeId::from_random(),
+        };
+        if config.gcs_socket.is_none() && config.gcs_address.is_none() {
+            return Err(RayletError::Config("it names neither gcs_socket nor gcs_address".into()));
+        }
+        let token = AuthToken::new(config.auth_token.clone().into_bytes())?;
+        let session = config.session_directory.clone();
+        let sockets = session.join("sockets");
+        let log_directory = config.log_directory.clone().unwrap_or_else(|| session.join("logs"));
+        for directory in [&sockets, &log_directory] {
+            std::fs::create_dir_all(directory)
+                .map_err(|error| RayletError::io(format!("make {}", directory.display()), error))?;
+        }
+        let socket_path = config.socket_path.clone().unwrap_or_else(|| sockets.join(format!("raylet-{}", node_id.hex())));
+        let session_name = file_name_of(&session);
+        let units = UnitResources::default();
+        let total = ResourceSet::from_user(config.resources.iter().map(|(name, value)| (name.as_str(), *value)), &units)?;
+        let cpus = total.get(&ray_sched::ResourceName::CPU).whole_units().max(0) as usize;
+        let or = |value: u64, default: usize| if value == 0 { default } else { value as usize };
+        let scheduler_limits = SchedulerLimits {
+            idle_workers_kept: cpus.clamp(1, 64),
+            spare_workers: or(limits.spare_workers, cpus.clamp(1, 16)),
+            maximum_starting_workers: or(limits.maximum_starting_workers, (2 * cpus).clamp(4, 64)),
+            maximum_workers: limits.maximum_workers as usize,
+            worker_start_timeout_ms: limits.worker_start_timeout_ms,
+            graceful_exit_ms: limits.graceful_exit_ms,
+            idle_worker_ms: limits.idle_worker_ms,
+            ..SchedulerLimits::default()
+        };
+        let mut seed = [0_u8; 28];
+        seed.copy_from_slice(NodeId::from_random().as_bytes());
+        let word = |at: usize| u64::from_le_bytes([seed[at], seed[at + 1], seed[at + 2], seed[at + 3], seed[at + 4], seed[at + 5], seed[at + 6], seed[at + 7]]);
+        let scheduler = LocalScheduler::new(SchedulerConfig {
+            node_id,
+            total: total.clone(),
+            labels: config.labels.clone(),
+            random_seed: [word(0), word(8), word(16), word(20)],
+            limits: scheduler_limits,
+        })?;
+        let short = &node_id.hex()[..12];
+        let store = Self::make_store(&config, &limits, &session_name, short)?;
+        let evidence_name = format!("ray-{session_name}-{short}-evidence");
+        let evidence_path = if store.path().starts_with("/dev/shm") {
+            PathBuf::from("/dev/shm").join(evidence_name)
+        } else {
+            session.join(evidence_name)
+        };
+        let evidence = Evidence::create(&evidence_path, limits.maximum_workers as usize + 64)?;
+        let logs = Logs::new(&log_directory)?;
+        let zygote_command = ZygoteCommand {
+            python: config.python_executable.clone(),
+            python_path: config.python_path.clone(),
+            environment: config.worker_env.clone(),
+            log_directory: log_directory.clone(),
+        };
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(Self {
+            address: Address {
+                node_id: ray_wire::id_bytes(node_id.as_bytes()),
+                worker_id: ray_wire::id_bytes(WorkerId::NIL.as_bytes()),
+                host: config.host.clone(),
+                port: 0,
+            },
+            gcs: GcsLink::default(),
+            jobs: Jobs::default(),
+            watchers: Watchers::default(),
+            config,
+            limits,
+            reactor,
+            signals,
+            node_id,
+            token,
+            socket_path,
+            log_directory,
+            session_name,
+            total,
+            start: Instant::now(),
+            start_time_ms: since_epoch.as_millis() as u64,
+            scheduler,
+            store,
+            evidence,
+            links: FxHashMap::default(),
+            processes: FxHashMap::default(),
+            tokens: FxHashMap::default(),
+            pids: FxHashMap::default(),
+            remote_owners: FxHashMap::default(),
+            nodes: FxHashMap::default(),
+            zygote: None,
+            zygote_command,
+            zygote_starts: 0,
+            zygote_failures: 0,
+            zygote_backlog: BTreeMap::new(),
+            logs,
+            next_token: 1,
+            timers: BTreeSet::new(),
+            stopping: false,
+            outcome: None,
+        })
+    }
+
+    fn make_store(config: &RayletConfig, limits: &Limits, session: &str, short: &str) -> Result<StoreServer, RayletError> {
+        let capacity_bytes = config.object_store_memory_bytes;
+        let path = match &config.store_path {
+            Some(path) => path.clone(),
+            None => {
+                let name = format!("ray-{session}-{short}");
+                let (path, in_memory) = ray_store::choose_path(&name, capacity_bytes, &config.session_directory);
+                if !in_memory {
+                    eprintln!(
+                        "raylet: /dev/shm has no room for {capacity_bytes} bytes of object store, which is now on disk at {}: \
+                         it will be slower",
+                        path.display()
+                    );
+                }
+                path
+            }
+        };
+        let prefix = format!("ray-{session}-");
+        if let Some(directory) = path.parent() {
+            // A raylet of this session that was killed could not remove its own.
+            let _ = ray_store::remove_stale_stores(directory, &prefix);
+        }
+        Ok(StoreServer::create(StoreConfig {
+            path,
+            capacity_bytes,
+            max_clients: limits.maximum_store_clients as u32,
+            max_objects: limits.maximum_objects as u32,
+        })?)
+    }
+
+    /// Listens, starts the zygote and goes to the control plane.
+    pub fn start(&mut self) -> Result<(), RayletError> {
+        self.start_zygote();
+        let _ = std::fs::remove_file(&self.socket_path);
+        self.reactor.listen_unix(&self.socket_path)?;
+        let wanted = (self.config.host.as_str(), self.config.port);
+        let address: SocketAddr = wanted
+            .to_socket_addrs()
+            .map_err(|error| RayletError::io(format!("resolve {}", self.config.host), error))?
+            .next()
+            .ok_or_else(|| RayletError::Config(format!("host {} has no address", self.config.host)))?;
+        let bound = self.reactor.listen_tcp(address, Target::raylet(self.node_id), self.token.clone())?;
+        self.address.port = u32::from(bound.port());
+        self.reactor.set_hello(ray_wire::encode(&self.address).to_vec());
+        self.reactor.watch_descriptor(self.signals.descriptor(), TOKEN_SIGNALS)?;
+        self.reactor.watch_descriptor(self.logs.descriptor(), TOKEN_LOGS)?;
+        if let Some(descriptor) = self.config.parent_fd {
+            // SAFETY: whoever started the raylet left this descriptor open for it.
+            let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
+            let _ = rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC);
+            self.reactor.watch_descriptor(borrowed, TOKEN_PARENT)?;
+        }
+        self.connect_gcs();
+        self.step(Event::Tick);
+        Ok(())
+    }
+
+    pub(super) fn now(&self) -> Milliseconds {
+        self.start.elapsed().as_millis() as u64
+    }
+
+    pub(super) fn at(&mut self, delay_ms: u64, timer: Timer) {
+        let at = self.now() + delay_ms;
+        self.timers.insert((at, timer));
+    }
+
+    pub(super) fn cancel_timer(&mut self, timer: Timer) {
+        self.timers.retain(|(_, other)| *other != timer);
+    }
+
+    pub(super) fn has_timer(&self, timer: Timer) -> bool {
+        self.timers.iter().any(|(_, other)| *other == timer)
+    }
+
+    /// When `on_timer` is due.
+    pub fn next_due(&self) -> Option<Instant> {
+        let own = self.timers.first().map(|(at, _)| *at);
+        let tick = self.scheduler.next_tick(self.now());
+        let at = [own, tick].into_iter().flatten().min()?;
+        Some(self.start + Duration::from_millis(at))
+    }
+
+    /// After every handler: sees to it that the timer fires in time.
+    pub fn after(&mut self) {
+        if let Some(at) = self.next_due() {
+            self.reactor.request_timer(at);
+        }
+    }
+
+    /// Something is due.
+    pub fn on_timer(&mut self, _now: Instant) {
+        let now = self.now();
+        while let Some((at, timer)) = self.timers.first().copied() {
+            if at > now {
+                break;
+            }
+            self.timers.remove(&(at, timer));
+            match timer {
+                Timer::ConnectGcs => self.connect_gcs(),
+                Timer::GcsAway => self.gcs_away_too_long(),
+                Timer::Report => self.send_report(),
+                Timer::ProcessEnd(worker) => self.process_end_overdue(worker),
+                Timer::FlushZygote => self.flush_zygote(),
+                Timer::RestartZygote => self.start_zygote(),
+                Timer::ReadLogs => self.read_logs(),
+                Timer::LeaveAfterDrain => self.stop(None),
+            }
+        }
+        if self.scheduler.next_tick(now.saturating_sub(1)).is_some_and(|at| at <= now) {
+            self.step(Event::Tick);
+        }
+    }
+
+    /// The spill thread has something to say.
+    pub fn on_wake(&mut self) {}
+
+    /// A watched descriptor is readable.
+    pub fn on_descriptor(&mut self, token: u64) {
+        match token {
+            TOKEN_SIGNALS => self.on_signals(),
+            TOKEN_LOGS => {
+                if self.logs.take_events() && !self.has_timer(Timer::ReadLogs) {
+                    self.at(self.limits.log_interval_ms, Timer::ReadLogs);
+                }
+            }
+            TOKEN_PARENT => {
+                let Some(descriptor) = self.config.parent_fd else { return };
+                let mut buffer = [0; 64];
+                // SAFETY: as in start.
+                let read = rustix::io::read(unsafe { BorrowedFd::borrow_raw(descriptor) }, &mut buffer);
+                if matches!(read, Ok(0)) {
+                    self.reactor.unwatch_descriptor(TOKEN_PARENT);
+                    self.stop(None);
+                }
+            }
+            _ if token & TOKEN_PID != 0 => self.watched_pid_ended(token),
+            _ if token & TOKEN_ZYGOTE != 0 => self.on_zygote(token),
+            _ => self.reactor.unwatch_descriptor(token),
+        }
+    }
+
+    fn on_signals(&mut self) {
+        for signal in self.signals.take() {
+            match signal {
+                libc::SIGCHLD => {
+                    while let Some(exit) = signals::reap_one() {
+                        self.child_ended(exit);
+                    }
+                }
+                _ => self.stop(None),
+            }
+        }
+    }
+
+    /// Ends `run`.
+    pub(super) fn stop(&mut self, outcome: Option<RayletError>) {
+        if !self.stopping {
+            self.stopping = true;
+            self.outcome = outcome;
+            self.reactor.stop();
+        }
+    }
+
+    /// Why `run` ended.
+    pub fn take_outcome(&mut self) -> Result<(), RayletError> {
+        self.outcome.take().map_or(Ok(()), Err)
+    }
+
+    /// A link's Hello arrived: what is at its other end, where it says so.
+    pub fn on_ready(&mut self, link: &Arc<Link>, peer_hello: &[u8]) {
+        if self.gcs.is_link(link.id()) {
+            return;
+        }
+        let hello: Option<Address> = ray_wire::decode("hello", Bytes::copy_from_slice(peer_hello)).ok();
+        let remote = matches!(link.peer(), ray_rpc::Peer::Tcp { .. });
+        let role = match hello.as_ref().and_then(|hello| Some((hello.node().ok()?, hello.worker().ok()?))) {
+            Some((node, worker)) if remote && worker.is_nil() => LinkRole::Raylet(node),
+            Some((_, worker)) if remote && !worker.is_nil() => {
+                self.remote_owners.insert(worker, link.clone());
+                LinkRole::Remote(worker)
+            }
+            _ => LinkRole::Unknown,
+        };
+        self.links.entry(link.id()).or_insert((link.clone(), role)).1 = role;
+    }
+
+    /// A link is gone.
+    pub fn on_closed(&mut self, link: &Arc<Link>, reason: &CloseReason) {
+        if self.gcs.is_link(link.id()) {
+            return self.gcs_lost(&reason.sentence);
+        }
+        let Some((_, role)) = self.links.remove(&link.id()) else { return };
+        self.watchers.forget_link(link.id());
+        match role {
+            LinkRole::Process(worker) => self.process_link_closed(worker, &reason.sentence),
+            LinkRole::Remote(worker) => {
+                if self.remote_owners.get(&worker).is_some_and(|known| known.id() == link.id()) {
+                    self.remote_owners.remove(&worker);
+                    self.step(Event::OwnerGone { process: worker });
+                }
+            }
+            LinkRole::Raylet(_) | LinkRole::Unknown | LinkRole::Tool | LinkRole::Gcs => {}
+        }
+    }
+
+    /// A peer from elsewhere wants another process of this node.
+    pub fn on_stranger(&mut self, socket: OwnedFd, target: Target) {
+        let wanted = if target.process == Target::GCS_PROCESS {
+            self.gcs.link()
+        } else {
+            self.processes.get(&target.process).and_then(|process| process.link.clone())
+        };
+        // Dropping the socket closes it, which is an answer: the peer learns that nobody is there.
+        let Some(link) = wanted else { return };
+        let peer = rustix::net::getpeername(&socket).ok().flatten();
+        let peer = peer.and_then(|address| SocketAddr::try_from(address).ok()).map(|address| address.to_string());
+        let header = ray_wire::encode(&HandOver { peer: peer.unwrap_or_default() });
+        if let Err(error) = link.send_with_descriptor(kinds::HAND_OVER, 0, header, socket) {
+            eprintln!("raylet: a connection for {target} could not be handed over: {error}");
+        }
+    }
+
+    /// A frame arrived.
+    pub fn on_frame(&mut self, link: &Arc<Link>, frame: Frame) {
+        if self.stopping {
+            return;
+        }
+        if self.gcs.is_link(link.id()) {
+            return self.on_gcs_frame(frame);
+        }
+        let role = self.links.entry(link.id()).or_insert((link.clone(), LinkRole::Unknown)).1;
+        if let Err(problem) = self.on_process_frame(link, role, frame) {
+            link.close(CloseReason::new(ray_rpc::CloseCause::Protocol, problem));
+        }
+    }
+
+    /// Feeds the scheduler and carries out what it says.
+    pub(super) fn step(&mut self, event: Event) {
+        let now = self.now();
+        let before = (self.scheduler.revision(), self.scheduler.waiting());
+        let commands = self.scheduler.step(event, now);
+        for command in commands {
+            self.carry_out(command);
+        }
+        if before != (self.scheduler.revision(), self.scheduler.waiting()) {
+            self.report_soon();
+        }
+    }
+
+    pub(super) fn report_soon(&mut self) {
+        if !self.has_timer(Timer::Report) {
+            let since = self.now().saturating_sub(self.gcs.last_report_ms);
+            self.at(self.limits.resource_report_interval_ms.saturating_sub(since).max(1), Timer::Report);
+        }
+    }
+
+    /// Leaves nothing behind.
+    pub fn shut_down(&mut self) {
+        let pids: Vec<u32> = self.processes.values().filter(|process| process.is_child()).map(|process| process.pid).collect();
+        for pid in pids.into_iter().filter(|pid| *pid != 0) {
+            signals::kill_group(pid);
+        }
+        if let Some(zygote) = self.zygote.take() {
+            signals::kill_group(zygote.pid);
+        }
+        // As their reaper this process inherits what the workers started, until nothing is left.
+        let deadline = Instant::now() + Duration::from_millis(2_500);
+        loop {
+            while signals::reap_one().is_some() {}
+            let left = signals::children();
+            if left.is_empty() || Instant::now() > deadline {
+                break;
+            }
+            for pid in left {
+                signals::kill_group(pid);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let _ = std::fs::remove_file(&self.socket_path);
+        for worker in self.processes.keys() {
+            let _ = std::fs::remove_file(self.config.session_directory.join("sockets").join(worker.hex()));
+        }
+    }
+}
