@@ -40,6 +40,7 @@ fn a_word_to_the_peer_is_due_after_a_number_of_frames() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn every_frame_arrives_once_and_in_order(steps in prop::collection::vec(0u8..8, 1..400)) {
         let (mut left, mut right) = (Session::new(), Session::new());
