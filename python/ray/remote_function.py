@@ -10,12 +10,10 @@ from ray._private import ray_constants
 from ray._private.context import SubmissionContext, current, ensure_context
 from ray._private.object_ref_generator import ObjectRefGenerator, dynamic_reference
 from ray._private.options import validate_task_options
+from ray._private.ray_constants import NUM_RETURNS_DYNAMIC, NUM_RETURNS_STREAMING
 from ray._private.signature import CallSignature
 from ray._private.utils import function_display_name
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-NUM_RETURNS_DYNAMIC = -1
-NUM_RETURNS_STREAMING = -2
 
 
 class RemoteFunction:

@@ -13,11 +13,9 @@ from typing import Any
 
 from ray._private import serialization
 from ray._private.context import SubmissionContext
+from ray._private.ray_constants import NUM_RETURNS_DYNAMIC, NUM_RETURNS_STREAMING
 from ray._private.signature import CallSignature
 from ray._private.utils import function_display_name
-
-NUM_RETURNS_DYNAMIC = -1
-NUM_RETURNS_STREAMING = -2
 
 METHOD_OPTIONS_ATTRIBUTE = "__ray_method_options__"
 # Methods that every actor has; the executor knows them.

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 _lock = threading.RLock()
 # Arguments that only make sense where a cluster is started.
 _CLUSTER_ARGUMENTS = (
-    "num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "_system_config", "_temp_dir", "_memory",
-    "_node_name", "_node_ip_address",
+    "num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "system_config", "memory", "node_name",
+    "node_ip_address",
 )
 _UNBUILT = {
     "local_mode": "running tasks in the driver itself is not built; a local cluster starts in a quarter of a second",
@@ -44,6 +44,7 @@ _UNBUILT = {
     "_driver_object_store_memory": "a limit of the driver's own is not built",
     "_metrics_export_port": "metrics are not built yet",
     "_tracing_startup_hook": "tracing is not built yet",
+    "_object_spilling_directory": "spilling to another directory is not built yet",
 }
 
 
@@ -156,7 +157,7 @@ def init(
     Example:
         >>> ray.init(num_cpus=4, namespace="shop")
     """
-    known = {"_system_config", "_temp_dir", "_memory", "_node_name", "_node_ip_address", "_object_spilling_directory"}
+    known = {"_system_config", "_temp_dir", "_memory", "_node_name", "_node_ip_address"}
     unknown = kwargs.keys() - known - _UNBUILT.keys()
     if unknown:
         raise RuntimeError(f"Unknown keyword argument(s): {', '.join(sorted(unknown))}")
@@ -193,7 +194,8 @@ def init(
                 raise ValueError(problem)
         parameters = {
             "num_cpus": num_cpus, "num_gpus": num_gpus, "resources": resources, "labels": labels,
-            "object_store_memory": object_store_memory, **{k: v for k, v in kwargs.items() if k in known},
+            "object_store_memory": object_store_memory,
+            **{name.removeprefix("_"): value for name, value in kwargs.items() if name in known},
         }
         return _connect(address, parameters, config, log_to_driver is not False)
 
@@ -255,21 +257,20 @@ def _connect(address: str | None, parameters: dict[str, Any], config: Any, log_t
         raise TypeError(f"address must be a string, got {address!r}")
     if address is not None and address.startswith("ray://"):
         raise NotImplementedError(f"ray.init({address!r}): Ray Client is not built yet; give host:port of a node here")
-    if address is None or address == "local":
+    owned = False
+    # "local" starts a cluster; no address joins one that `ray start` left on this machine, else starts one.
+    node = None if address == "local" else node_module.find_cluster(address, parameters.get("temp_dir"))
+    if node is None:
         node = node_module.start_local_cluster(parameters)
         owned = True
     else:
         given = [name for name in _CLUSTER_ARGUMENTS if parameters.get(name) is not None]
         if given:
             raise ValueError(
-                "When connecting to an existing cluster, num_cpus, num_gpus and other settings of a node must not be "
-                f"provided; got {', '.join(given)}."
+                "When connecting to an existing cluster, num_cpus and num_gpus must not be provided, nor other "
+                f"settings of a node; got {', '.join(given)} for the cluster at {node.address}. "
+                'ray.init("local") starts a cluster of its own.'
             )
-        try:
-            node = node_module.find_cluster(address)
-        except ConnectionError:
-            raise
-        owned = False
     try:
         return _join(node, owned, config, log_to_driver)
     except BaseException:

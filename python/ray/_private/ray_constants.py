@@ -31,6 +31,9 @@ FUNCTION_FETCH_TIMEOUT_S = 30.0
 
 DEFAULT_TASK_MAX_RETRIES = int(os.environ.get("RAY_TASK_MAX_RETRIES", 3))
 DEFAULT_ACTOR_MAX_CONCURRENCY_ASYNC = 1000
+# `num_returns` of generators.
+NUM_RETURNS_DYNAMIC = -1
+NUM_RETURNS_STREAMING = -2
 # Quantities of resources are counted in ten-thousandths.
 RESOURCE_PRECISION = 10_000
 

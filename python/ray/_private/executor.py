@@ -1,0 +1,416 @@
+"""Runs calls in a worker: what the extension's task loop calls back into.
+
+Plain tasks and the methods of plain actors run on the main thread, called by the extension itself. Threaded actors
+use a pool for each concurrency group. Asyncio actors have one event loop on a thread of its own, where each group
+admits as many calls as its limit.
+
+Invariant: 1. A call that `run_elsewhere` took over ends with exactly one `CoreWorker.finish`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import logging
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from ray import exceptions
+from ray._private import async_compat, function_manager, ray_constants, serialization
+from ray._private.context import SubmissionContext, current
+from ray._private.ids import TaskID
+from ray._private.object_ref_generator import DynamicObjectRefGenerator
+from ray._private.worker import global_worker, watch_blocking_gets
+
+if TYPE_CHECKING:
+    from ray._raylet import CoreWorker, RunningTask
+
+logger = logging.getLogger(__name__)
+
+_OWN_FILES = (__file__, os.path.join("concurrent", "futures", "thread.py"))
+_DEFAULT_GROUP = ""
+
+
+class _Group:
+    """A concurrency group of an asyncio actor: how many calls run, and which wait. Used on the loop's thread only."""
+
+    __slots__ = ("limit", "running", "waiting")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.running = 0
+        self.waiting: deque[tuple[RunningTask, Callable[..., Any], list[Any], dict[str, Any]]] = deque()
+
+
+class Executor:
+    """What `CoreWorker.run_task_loop` is given."""
+
+    def __init__(self, core: CoreWorker) -> None:
+        self.core = core
+        self.instance: Any = None
+        self.creation: dict[str, Any] = {}
+        self._job_id = b""
+        self._job_config_json = ""
+        self._job_config: dict[str, Any] = {}
+        self._runtime_env_json = ""
+        self._qualnames: dict[str, str] = {}
+        self._retryable: dict[bytes, tuple[type[BaseException], ...]] = {}
+        self._pools: dict[str, ThreadPoolExecutor] = {}
+        self._groups: dict[str, _Group] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._coroutines: dict[bytes, asyncio.Task[None]] = {}
+        # Which devices the node lets its workers see at all, before any lease narrows it down.
+        self._node_devices = {
+            name: os.environ.get(variable) for name, variable in ray_constants.VISIBLE_DEVICES_VARIABLES.items()
+        }
+        self._own_threads = "OMP_NUM_THREADS" not in os.environ
+
+    # --- loading ---
+
+    def load_function(self, task: RunningTask, blob: bytes) -> Any:
+        """The function or class of an export. Raises RuntimeError where it cannot be had here."""
+        target = function_manager.load(self.core, task.function_id, blob, task.function_name)
+        self._qualnames[task.function_name] = getattr(target, "__qualname__", task.function_name)
+        return target
+
+    def prepare_lease(self, lease: dict[str, Any]) -> None:
+        """Sets up the process for a lease: module path, devices, threads, and what children inherit."""
+        config = lease.get("job_config_json") or ""
+        if config and config != self._job_config_json:
+            self._job_config_json = config
+            self._job_config = json.loads(config)
+            self._apply_job_config()
+        job_id = lease.get("job_id") or self.core.job_id()
+        runtime_env_json = lease.get("runtime_env_json") or ""
+        self._set_devices(lease.get("resource_instances") or {})
+        strategy = self.core.current_strategy() or {}
+        captured = None
+        if strategy.get("capture_child_tasks") and strategy.get("placement_group_id"):
+            captured = strategy["placement_group_id"].hex()
+        known = current.context
+        if (
+            known is not None
+            and known.job_id == job_id
+            and known.captured_group == captured
+            and self._runtime_env_json == runtime_env_json
+        ):
+            return
+        self._runtime_env_json = runtime_env_json
+        if runtime_env_json:
+            runtime_env = json.loads(runtime_env_json)
+        else:
+            runtime_env = dict(self._job_config.get("runtime_env") or {})
+        namespace = self._job_config.get("namespace") or ""
+        global_worker.namespace = namespace
+        global_worker.runtime_env = runtime_env
+        current.context = SubmissionContext(
+            self.core,
+            job_id,
+            namespace,
+            runtime_env,
+            captured,
+            self._job_config.get("default_actor_lifetime") == "detached",
+        )
+
+    def _apply_job_config(self) -> None:
+        paths = [*self._job_config.get("code_search_path", []), *self._job_config.get("py_driver_sys_path", [])]
+        for path in reversed(paths):
+            if path not in sys.path:
+                sys.path.insert(0, path)
+        logging_config = self._job_config.get("logging_config")
+        if logging_config:
+            from ray._private.logging_config import LoggingConfig
+
+            LoggingConfig.from_dict(logging_config)._apply()
+
+    def _set_devices(self, instances: dict[str, list[Any]]) -> None:
+        for name, variable in ray_constants.VISIBLE_DEVICES_VARIABLES.items():
+            indices = [index for index, amount in instances.get(name, []) if amount > 0]
+            if indices or self._node_devices[name] is not None or os.environ.get(variable) is not None:
+                os.environ[variable] = ",".join(str(device) for device in self.device_names(name, indices))
+        if self._own_threads:
+            cpus = sum(amount for _, amount in instances.get("CPU", []))
+            os.environ["OMP_NUM_THREADS"] = str(max(1, int(cpus)))
+
+    def device_names(self, name: str, indices: list[int]) -> list[Any]:
+        """The devices of these indices, as the node's own variable names them."""
+        visible = self._node_devices.get(name)
+        if visible is None:
+            return indices
+        names = [device.strip() for device in visible.split(",") if device.strip()]
+        return [names[index] if index < len(names) else index for index in indices]
+
+    # --- actors ---
+
+    def create_actor(
+        self, task: RunningTask, cls: Any, args: list[Any], kwargs: dict[str, Any], creation: dict[str, Any]
+    ) -> None:
+        """Makes the actor of this process. Raises what its constructor raises."""
+        self.creation = creation
+        global_worker.in_actor = True
+        global_worker.actor_name = creation.get("name") or ""
+        global_worker.actor_creation = creation
+        self._announce(cls.__name__)
+        limit = creation.get("max_concurrency") or 1
+        groups = dict(creation.get("concurrency_groups") or {})
+        if creation.get("is_async"):
+            self._start_loop()
+            self._groups = {_DEFAULT_GROUP: _Group(limit), **{name: _Group(size) for name, size in groups.items()}}
+            self.instance = self._on_loop(task, cls, args, kwargs)
+        else:
+            self.instance = cls(*args, **kwargs)
+            if limit > 1 or groups:
+                sizes = {_DEFAULT_GROUP: limit, **groups}
+                self._pools = {
+                    name: ThreadPoolExecutor(size, thread_name_prefix=f"ray-{name or 'default'}")
+                    for name, size in sizes.items()
+                }
+        if type(self.instance).__repr__ is not object.__repr__:
+            self._announce(self._repr())
+
+    def _announce(self, name: str) -> None:
+        # The log monitor takes this line as the name for the lines that follow, and shows it to nobody.
+        for stream in (sys.stdout, sys.stderr):
+            print(f"{ray_constants.LOG_PREFIX_ACTOR_NAME}{name}", file=stream, flush=True)
+
+    def _repr(self) -> str:
+        try:
+            return repr(self.instance)
+        except Exception as error:
+            return f"<{type(self.instance).__name__}, whose repr raised {type(error).__name__}>"
+
+    def method(self, task: RunningTask) -> tuple[Callable[..., Any], str]:
+        """The bound method of a call, and where it runs: "main", "thread" or "async". Raises AttributeError."""
+        name = task.method_name
+        if name == "__ray_ready__":
+            function: Callable[..., Any] = self._ready
+        elif name == "__ray_call__":
+            function = self._call
+        elif name == "__ray_terminate__":
+            function = self._terminate
+        else:
+            function = getattr(self.instance, name)
+        if self._loop is not None:
+            return function, "async"
+        return function, "thread" if self._pools else "main"
+
+    def _ready(self) -> bool:
+        return True
+
+    def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return function(self.instance, *args, **kwargs)
+
+    def _terminate(self) -> None:
+        from ray.actor import exit_actor
+
+        exit_actor()
+
+    def run_elsewhere(
+        self, task: RunningTask, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]
+    ) -> None:
+        """Starts a call on a pool's thread or on the event loop."""
+        group = task.concurrency_group
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._admit, task, function, args, kwargs)
+        else:
+            pool = self._pools.get(group)
+            if pool is None:
+                self.core.finish(task, None, self._no_group(group))
+            else:
+                pool.submit(self._run_on_thread, task, function, args, kwargs)
+
+    def _no_group(self, group: str) -> ValueError:
+        known = [name for name in (*self._pools, *self._groups) if name]
+        return ValueError(f"the actor has no concurrency group {group!r}; it has {known}")
+
+    # --- threads ---
+
+    def _run_on_thread(
+        self, task: RunningTask, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]
+    ) -> None:
+        self.core.set_current_task(task)
+        value, error = None, None
+        try:
+            if self.core.is_cancelled(task):
+                raise exceptions.TaskCancelledError(TaskID(task.task_id))
+            value = function(*args, **kwargs)
+            if inspect.isgenerator(value) or inspect.isasyncgen(value):
+                value = self.run_generator(task, value)
+        except BaseException as caught:
+            value, error = None, caught
+        finally:
+            self.core.set_current_task(None)
+        self.core.finish(task, value, error)
+
+    # --- the event loop ---
+
+    def _start_loop(self) -> None:
+        loop = self._loop = asyncio.new_event_loop()
+
+        def run() -> None:
+            asyncio.set_event_loop(loop)
+            loop.run_forever()
+
+        threading.Thread(target=run, name="AsyncIO Thread: default", daemon=True).start()
+
+        def blocks() -> bool:
+            return asyncio._get_running_loop() is loop
+
+        watch_blocking_gets(blocks)
+
+    def _on_loop(self, task: RunningTask, cls: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Runs the constructor on the loop's thread, where it may use the loop."""
+
+        async def construct() -> Any:
+            async_compat.current_task.set(task)
+            self.core.set_current_task(task)
+            try:
+                return cls(*args, **kwargs)
+            finally:
+                self.core.set_current_task(None)
+
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(construct(), self._loop).result()
+
+    def _admit(self, task: RunningTask, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> None:
+        group = self._groups.get(task.concurrency_group)
+        if group is None:
+            self.core.finish(task, None, self._no_group(task.concurrency_group))
+        elif group.running >= group.limit:
+            group.waiting.append((task, function, args, kwargs))
+        else:
+            self._start(group, task, function, args, kwargs)
+
+    def _start(
+        self, group: _Group, task: RunningTask, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]
+    ) -> None:
+        assert self._loop is not None
+        group.running += 1
+        coroutine = self._run_on_loop(group, task, function, args, kwargs)
+        started = self._loop.create_task(coroutine)
+        self._coroutines[task.task_id] = started
+
+    async def _run_on_loop(
+        self, group: _Group, task: RunningTask, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]
+    ) -> None:
+        async_compat.current_task.set(task)
+        value, error = None, None
+        try:
+            if self.core.is_cancelled(task):
+                raise asyncio.CancelledError
+            value = function(*args, **kwargs)
+            if inspect.isawaitable(value):
+                value = await value
+            if inspect.isasyncgen(value):
+                value = await self._drive_on_loop(task, value)
+            elif inspect.isgenerator(value):
+                value = self.run_generator(task, value)
+        except BaseException as caught:
+            value, error = None, caught
+        self._coroutines.pop(task.task_id, None)
+        group.running -= 1
+        while group.waiting and group.running < group.limit:
+            self._start(group, *group.waiting.popleft())
+        self.core.finish(task, value, error)
+
+    async def _drive_on_loop(self, task: RunningTask, generator: Any) -> Any:
+        if task.num_returns != ray_constants.NUM_RETURNS_STREAMING:
+            return self._collect(task, [item async for item in generator])
+        # With back-pressure the item waits for its consumer, which must not stop the loop.
+        waits = bool(getattr(task, "generator_backpressure", 0))
+        loop = asyncio.get_running_loop()
+        async for item in generator:
+            if waits:
+                wanted = await loop.run_in_executor(None, self.core.put_generator_item, task, item)
+            else:
+                wanted = self.core.put_generator_item(task, item)
+            if not wanted:
+                await generator.aclose()
+                break
+        return None
+
+    def cancel_elsewhere(self, task_id: bytes) -> None:
+        """Cancels a coroutine that runs or waits for its turn. Threads cannot be interrupted."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._cancel, task_id)
+
+    def _cancel(self, task_id: bytes) -> None:
+        running = self._coroutines.get(task_id)
+        if running is not None:
+            running.cancel()
+            return
+        for group in self._groups.values():
+            for call in group.waiting:
+                if call[0].task_id == task_id:
+                    group.waiting.remove(call)
+                    self.core.finish(call[0], None, asyncio.CancelledError())
+                    return
+
+    # --- generators ---
+
+    def run_generator(self, task: RunningTask, generator: Any) -> Any:
+        """Drives a generator (async ones on a loop of this thread): sends its items, or returns what it collects."""
+        if inspect.isasyncgen(generator):
+            return asyncio.run(self._drive_on_loop(task, generator))
+        if task.num_returns != ray_constants.NUM_RETURNS_STREAMING:
+            return self._collect(task, list(generator))
+        for item in generator:
+            if not self.core.put_generator_item(task, item):
+                generator.close()
+                break
+        return None
+
+    def _collect(self, task: RunningTask, items: list[Any]) -> Any:
+        if task.num_returns != ray_constants.NUM_RETURNS_DYNAMIC:
+            return items
+        return DynamicObjectRefGenerator([self.core.put(item) for item in items])
+
+    # --- failures ---
+
+    def dump_exception(self, task: RunningTask, exception: BaseException) -> bytes:
+        """Pickles what a call raised, as its references hold it."""
+        from ray.actor import ActorExit
+
+        if isinstance(exception, (ActorExit, exceptions.AsyncioActorExit)):
+            died = exceptions.ActorDiedError(
+                f"{exceptions.ActorDiedError.BASE_ERROR_MSG}\n\tclass_name: {self.creation.get('class_name', '')}\n"
+                f"\tactor_id: {task.actor_id.hex()}\n\tpid: {os.getpid()}\n"
+                "The actor is dead because exit_actor() is called.",
+                task.actor_id.hex(),
+            )
+            return serialization.dump_exception(died)
+        cause = exception
+        if isinstance(exception, (KeyboardInterrupt, asyncio.CancelledError)) and self.core.is_cancelled(task):
+            cause = exceptions.TaskCancelledError(TaskID(task.task_id))
+            cause.__traceback__ = exception.__traceback__
+        in_actor = bool(task.method_name) or self.creation.get("class_name")
+        if in_actor:
+            name = f"{self.creation.get('class_name', '')}.{task.method_name or '__init__'}"
+        else:
+            name = self._qualnames.get(task.function_name, task.function_name)
+        error = exceptions.RayTaskError.from_exception(
+            name,
+            cause,
+            ip=self._node_ip(),
+            actor_repr=self._repr() if in_actor and self.instance is not None else None,
+            actor_id=task.actor_id.hex() if in_actor else None,
+            skip_files=_OWN_FILES,
+        )
+        return serialization.dump_exception(error)
+
+    def _node_ip(self) -> str:
+        return self.core.details().get("node_ip_address") or "127.0.0.1"
+
+    def is_retryable(self, task: RunningTask, exception: BaseException, types_pickle: bytes) -> bool:
+        """Whether `exception` is one of the pickled types."""
+        del task
+        types = self._retryable.get(types_pickle)
+        if types is None:
+            types = self._retryable[types_pickle] = tuple(serialization.loads(types_pickle))
+        return isinstance(exception, types)
