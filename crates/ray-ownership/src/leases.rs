@@ -78,7 +78,10 @@ pub struct Lease {
 impl Lease {
     /// The sequence under which the call was pushed; 0 where it was not.
     pub fn sequence_of(&self, task: &TaskId) -> u64 {
-        self.pushed.iter().find(|(pushed, _)| pushed == task).map_or(0, |(_, sequence)| *sequence)
+        self.pushed
+            .iter()
+            .find(|(pushed, _)| pushed == task)
+            .map_or(0, |(_, sequence)| *sequence)
     }
 }
 
@@ -499,17 +502,28 @@ impl LeaseClient {
 
     /// The leases on a worker.
     pub fn leases_of(&self, worker: WorkerId) -> Vec<LeaseId> {
-        self.leases.iter().filter(|(_, lease)| lease.worker == worker).map(|(id, _)| *id).collect()
+        self.leases
+            .iter()
+            .filter(|(_, lease)| lease.worker == worker)
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     /// The leases on a node.
     pub fn leases_on(&self, node: NodeId) -> Vec<LeaseId> {
-        self.leases.iter().filter(|(_, lease)| lease.node == node).map(|(id, _)| *id).collect()
+        self.leases
+            .iter()
+            .filter(|(_, lease)| lease.node == node)
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     /// The unfinished calls of a lease.
     pub fn pushed_under(&self, lease: &LeaseId) -> Vec<TaskId> {
-        self.leases.get(lease).map(|lease| lease.pushed.iter().map(|(task, _)| *task).collect()).unwrap_or_default()
+        self.leases
+            .get(lease)
+            .map(|lease| lease.pushed.iter().map(|(task, _)| *task).collect())
+            .unwrap_or_default()
     }
 
     /// A lease.

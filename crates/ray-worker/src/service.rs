@@ -1,0 +1,781 @@
+//! Dispatch: what each frame does. Runs on whichever thread leads the reactor; never blocks, never runs user code.
+//!
+//! Invariant: 1. A malformed frame closes its link with a sentence; it never ends the process.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use prost::Message;
+use ray_ids::{LeaseId, NodeId, ObjectId, TaskId, WorkerId};
+use ray_rpc::{CloseReason, Frame, Link, Service};
+use ray_wire::{decode, kinds, *};
+
+use crate::inner::{CoreWorker, Inner, Pending, PendingEntry, Retry, State};
+use crate::links::link_state;
+use crate::slot::lock;
+use crate::WorkerError;
+
+/// How long a broken link to a leased worker may go unexplained by its raylet.
+const SUSPECT_DELAY: Duration = Duration::from_secs(2);
+
+/// Lines for the driver's terminal.
+#[derive(Debug)]
+pub enum LogEntry {
+    Lines(LogLines),
+    Message(DriverMessage),
+}
+
+#[derive(Debug, Default)]
+struct LogState {
+    entries: VecDeque<LogEntry>,
+    closed: bool,
+    dropped: u64,
+}
+
+/// Lines that wait for the thread that prints them; bounded.
+#[derive(Debug, Default)]
+pub(crate) struct LogQueue {
+    state: Mutex<LogState>,
+    arrived: std::sync::Condvar,
+}
+
+/// Lines kept for a printer that is behind.
+const MAX_LOG_ENTRIES: usize = 10_000;
+
+impl LogQueue {
+    fn push(&self, entry: LogEntry) {
+        let mut state = lock(&self.state);
+        if state.entries.len() >= MAX_LOG_ENTRIES {
+            state.entries.pop_front();
+            state.dropped += 1;
+        }
+        state.entries.push_back(entry);
+        drop(state);
+        self.arrived.notify_one();
+    }
+
+    pub fn close(&self) {
+        lock(&self.state).closed = true;
+        self.arrived.notify_all();
+    }
+}
+
+impl CoreWorker {
+    /// The next entries for the driver's terminal; empty at the time's end, `None` after shutdown.
+    pub fn next_logs(&self, timeout: Duration) -> Option<Vec<LogEntry>> {
+        let queue = &self.0.logs;
+        let mut state = lock(&queue.state);
+        if state.entries.is_empty() && !state.closed {
+            state = match queue.arrived.wait_timeout(state, timeout) {
+                Ok((state, _)) => state,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+        if state.entries.is_empty() && state.closed {
+            return None;
+        }
+        let dropped = std::mem::take(&mut state.dropped);
+        let mut entries: Vec<LogEntry> = state.entries.drain(..).collect();
+        if dropped > 0 {
+            let message =
+                format!("{dropped} batches of worker output were dropped: they came faster than they were printed");
+            entries.push(LogEntry::Message(DriverMessage {
+                level: "warning".into(),
+                message,
+            }));
+        }
+        Some(entries)
+    }
+}
+
+/// Serves the links of a worker or driver.
+pub(crate) struct WorkerService {
+    core: Arc<Inner>,
+}
+
+impl WorkerService {
+    pub fn new(core: Arc<Inner>) -> Self {
+        Self { core }
+    }
+
+    fn dispatch(&self, link: &Arc<Link>, frame: Frame) -> Result<(), WorkerError> {
+        let core = &*self.core;
+        let correlation = frame.correlation;
+        let (header, payload) = (frame.header, frame.payload);
+        match frame.kind {
+            kinds::PUSH_TASK => core.on_push_task(link, correlation, decode("PushTask", header)?, payload),
+            kinds::TASK_REPLY => {
+                let reply: TaskReply = decode("TaskReply", header)?;
+                let mut state = core.lock();
+                if let Some(PendingEntry {
+                    what: Pending::Task(task),
+                    ..
+                }) = state.pending.remove(&correlation)
+                {
+                    core.on_task_reply(&mut state, link, task, reply, payload);
+                }
+                Ok(())
+            }
+            kinds::GENERATOR_ITEM => {
+                let item = decode("GeneratorItem", header)?;
+                self.core.on_generator_item(&mut core.lock(), link, item, payload)
+            }
+            kinds::GENERATOR_CONSUMED => {
+                let message: GeneratorConsumed = decode("GeneratorConsumed", header)?;
+                core.on_generator_consumed(task_id(&message.task_id)?, message.consumed, message.abandoned);
+                Ok(())
+            }
+            kinds::CANCEL_TASK => {
+                let message: CancelTask = decode("CancelTask", header)?;
+                if message.recursive {
+                    core.cancel_children(task_id(&message.task_id)?, message.force);
+                }
+                core.on_cancel_task(&message)
+            }
+            kinds::RECALL_TASKS => {
+                let message: RecallTasks = decode("RecallTasks", header)?;
+                core.on_recall(link, lease_id(&message.lease_id)?);
+                Ok(())
+            }
+            kinds::TASKS_RECALLED => {
+                self.on_tasks_recalled(link, decode("TasksRecalled", header)?);
+                Ok(())
+            }
+            kinds::GET_OBJECT_STATUS => {
+                let message: GetObjectStatus = decode("GetObjectStatus", header)?;
+                core.on_get_object_status(&mut core.lock(), link, correlation, object_id(&message.object_id)?);
+                Ok(())
+            }
+            kinds::OBJECT_STATUS => {
+                let status: ObjectStatus = decode("ObjectStatus", header)?;
+                let mut state = core.lock();
+                match state.pending.remove(&correlation) {
+                    Some(PendingEntry {
+                        what: Pending::ObjectStatus(object),
+                        ..
+                    }) => core.on_object_status(&mut state, object, status, payload),
+                    _ => Ok(()),
+                }
+            }
+            kinds::ADD_BORROWER => {
+                core.on_add_borrower(&mut core.lock(), link, correlation, decode("AddBorrower", header)?)
+            }
+            kinds::BORROWER_ADDED => {
+                let mut state = core.lock();
+                state.pending.remove(&correlation);
+                core.on_borrower_added(&mut state, &decode("BorrowerAdded", header)?)
+            }
+            kinds::REMOVE_BORROWER => {
+                let message: RemoveBorrower = decode("RemoveBorrower", header)?;
+                let (object, borrower) = (object_id(&message.object_id)?, worker_id(&message.borrower_id)?);
+                let mut state = core.lock();
+                let mut commands = Vec::new();
+                state
+                    .refs
+                    .remove_borrower(object, borrower, message.generation, &mut commands);
+                core.carry_out_references(&mut state, commands);
+                Ok(())
+            }
+            kinds::RETURNS_ACKNOWLEDGED => {
+                let message: ReturnsAcknowledged = decode("ReturnsAcknowledged", header)?;
+                let mut state = core.lock();
+                let mut commands = Vec::new();
+                state
+                    .refs
+                    .returns_acknowledged(task_id(&message.task_id)?, &mut commands);
+                core.carry_out_references(&mut state, commands);
+                Ok(())
+            }
+            kinds::ADD_LOCATION => {
+                let message: AddLocation = decode("AddLocation", header)?;
+                let object = object_id(&message.object_id)?;
+                let mut state = core.lock();
+                if let Some(address) = message.node {
+                    let node = address.node()?;
+                    core.note_address(&mut state, &address);
+                    if !state.refs.add_location(&object, node) {
+                        core.free_on(&mut state, node, &object);
+                    }
+                }
+                Ok(())
+            }
+            kinds::REPORT_LOST => {
+                let message: ReportLost = decode("ReportLost", header)?;
+                let nodes: Vec<NodeId> = message
+                    .node_ids
+                    .iter()
+                    .filter_map(|id| NodeId::from_binary(id).ok())
+                    .collect();
+                core.locations_lost(&mut core.lock(), object_id(&message.object_id)?, &nodes);
+                Ok(())
+            }
+            kinds::CALLER_HELLO => Ok(()),
+            kinds::HAND_OVER => {
+                if let Some(socket) = frame.descriptor {
+                    core.reactor.adopt(socket)?;
+                }
+                Ok(())
+            }
+            _ => self.dispatch_raylet(link, frame.kind, correlation, header),
+        }
+    }
+
+    /// Frames of raylets.
+    fn dispatch_raylet(&self, link: &Arc<Link>, kind: u16, correlation: u64, header: Bytes) -> Result<(), WorkerError> {
+        let core = &*self.core;
+        match kind {
+            kinds::LEASE_GRANTED => self.on_lease_granted(link, correlation, decode("LeaseGranted", header)?),
+            kinds::LEASE_REDIRECTED => {
+                let message: LeaseRedirected = decode("LeaseRedirected", header)?;
+                let mut state = core.lock();
+                let Some(PendingEntry {
+                    what: Pending::Lease(request),
+                    ..
+                }) = state.pending.remove(&correlation)
+                else {
+                    return Ok(());
+                };
+                let address = message.raylet.unwrap_or_default();
+                core.note_address(&mut state, &address);
+                let mut commands = Vec::new();
+                state.leases.redirected(request, address.node()?, &mut commands);
+                core.carry_out_leases(&mut state, commands);
+                Ok(())
+            }
+            kinds::LEASE_REFUSED => {
+                let message: LeaseRefused = decode("LeaseRefused", header)?;
+                let mut state = core.lock();
+                let Some(PendingEntry {
+                    what: Pending::Lease(request),
+                    ..
+                }) = state.pending.remove(&correlation)
+                else {
+                    return Ok(());
+                };
+                let mut commands = Vec::new();
+                let failed = state.leases.refused(request, &mut commands);
+                core.carry_out_leases(&mut state, commands);
+                for task in failed {
+                    let error = layout::ErrorValue {
+                        kind: message.error_kind,
+                        message: message.message.clone(),
+                        task_id: id_bytes(task.as_bytes()),
+                        ..layout::ErrorValue::default()
+                    };
+                    core.finish_with(&mut state, task, Arc::new(crate::error_value(&error)));
+                }
+                Ok(())
+            }
+            kinds::LEASE_QUEUED => {
+                let message: LeaseQueued = decode("LeaseQueued", header)?;
+                let mut state = core.lock();
+                let Some(PendingEntry {
+                    what: Pending::Lease(request),
+                    ..
+                }) = state.pending.get(&correlation)
+                else {
+                    return Ok(());
+                };
+                let request = *request;
+                let mut commands = Vec::new();
+                state.leases.queued(request, core.now_ms(), &mut commands);
+                core.carry_out_leases(&mut state, commands);
+                if message.infeasible {
+                    let text = format!("A call waits for what the cluster does not have: {}", message.reason);
+                    core.logs.push(LogEntry::Message(DriverMessage {
+                        level: "warning".into(),
+                        message: text,
+                    }));
+                }
+                Ok(())
+            }
+            kinds::RECALL_LEASE => {
+                let message: RecallLease = decode("RecallLease", header)?;
+                let mut state = core.lock();
+                let mut commands = Vec::new();
+                state.leases.recalled(lease_id(&message.lease_id)?, &mut commands);
+                core.carry_out_leases(&mut state, commands);
+                Ok(())
+            }
+            kinds::LEASE_BROKEN => {
+                let message: LeaseBroken = decode("LeaseBroken", header)?;
+                let lease = lease_id(&message.lease_id)?;
+                let mut state = core.lock();
+                self.lease_broken(&mut state, lease, message.started_sequence, message.cause);
+                Ok(())
+            }
+            kinds::LEASE_ASSIGNED => core.on_lease_assigned(decode("LeaseAssigned", header)?),
+            kinds::CREATE_ACTOR => core.on_create_actor(link, correlation, decode("CreateActor", header)?),
+            kinds::EXIT_PROCESS => {
+                core.on_exit_process(&decode("ExitProcess", header)?);
+                Ok(())
+            }
+            kinds::INTERRUPT_TASK => {
+                let message: InterruptTask = decode("InterruptTask", header)?;
+                core.on_cancel_task(&CancelTask {
+                    task_id: message.task_id,
+                    force: message.force,
+                    recursive: false,
+                })
+            }
+            kinds::WORKER_DIED => {
+                let message: WorkerDied = decode("WorkerDied", header)?;
+                let worker = message.worker.unwrap_or_default().worker()?;
+                let mut state = core.lock();
+                state.dead_workers.insert(worker);
+                let mut commands = Vec::new();
+                state.refs.worker_died(worker, &mut commands);
+                core.carry_out_references(&mut state, commands);
+                core.run_ready(&mut state);
+                Ok(())
+            }
+            kinds::NODE_DIED => {
+                let message: NodeDied = decode("NodeDied", header)?;
+                let node = NodeId::from_binary(&message.node_id).map_err(WireError::from)?;
+                self.node_died(&mut core.lock(), node, &message.reason);
+                Ok(())
+            }
+            kinds::LOG_LINES => {
+                core.logs.push(LogEntry::Lines(decode("LogLines", header)?));
+                Ok(())
+            }
+            kinds::DRIVER_MESSAGE => {
+                core.logs.push(LogEntry::Message(decode("DriverMessage", header)?));
+                Ok(())
+            }
+            kinds::EXTENT_LENT => {
+                let message: ExtentLent = decode("ExtentLent", header)?;
+                if let Some(PendingEntry {
+                    what: Pending::Extent(wait),
+                    ..
+                }) = core.lock().pending.remove(&correlation)
+                {
+                    *lock(&wait.reply) = Some(Ok(message));
+                    wait.waiter.notify();
+                }
+                Ok(())
+            }
+            kinds::RECALL_EXTENTS => {
+                let extents = core.store.unused(u64::MAX);
+                let extents = extents
+                    .iter()
+                    .map(|extent| ExtentInfo {
+                        offset: extent.offset,
+                        length: extent.len,
+                        reserved: extent.reserved,
+                    })
+                    .collect();
+                link.send(kinds::RETURN_EXTENTS, 0, encode(&ReturnExtents { extents }), &[])?;
+                Ok(())
+            }
+            kinds::OBJECT_LOCAL => {
+                let message: ObjectLocal = decode("ObjectLocal", header)?;
+                let mut state = core.lock();
+                state.pending.remove(&correlation);
+                core.on_object_local(&mut state, object_id(&message.object_id)?, message.transferred);
+                Ok(())
+            }
+            kinds::FETCH_FAILED => {
+                let message: FetchFailed = decode("FetchFailed", header)?;
+                let mut state = core.lock();
+                state.pending.remove(&correlation);
+                core.on_fetch_failed(&mut state, object_id(&message.object_id)?, &message);
+                Ok(())
+            }
+            kinds::GCS_REPLY => {
+                let reply: GcsReply = decode("GcsReply", header)?;
+                self.on_gcs_reply(correlation, reply)
+            }
+            kinds::NODE_ANSWER => {
+                let answer: NodeAnswer = decode("NodeAnswer", header)?;
+                if let Some(PendingEntry {
+                    what: Pending::NodeQuery(wait),
+                    ..
+                }) = core.lock().pending.remove(&correlation)
+                {
+                    *lock(&wait.answer) = Some(Ok(answer));
+                    wait.waiter.notify();
+                }
+                Ok(())
+            }
+            kinds::PUBLICATION => {
+                let publication: Publication = decode("Publication", header)?;
+                match publication.actor {
+                    Some(actor) => core.on_actor_state(&mut core.lock(), actor),
+                    None => Ok(()),
+                }
+            }
+            other => {
+                tracing::warn!(
+                    "{} sent a frame of the unknown kind {other} ({})",
+                    link.description(),
+                    kinds::name(other)
+                );
+                Ok(())
+            }
+        }
+    }
+
+    fn on_gcs_reply(&self, correlation: u64, reply: GcsReply) -> Result<(), WorkerError> {
+        let core = &*self.core;
+        let mut state = core.lock();
+        let Some(entry) = state.pending.remove(&correlation) else {
+            return Ok(());
+        };
+        match entry.what {
+            Pending::Gcs(wait) => {
+                *lock(&wait.reply) = Some(Ok(reply));
+                wait.waiter.notify();
+            }
+            Pending::RegisterActor(actor) if !reply.error.is_empty() => {
+                core.registration_failed(&mut state, actor, reply.error);
+            }
+            _ => {
+                if !reply.error.is_empty() {
+                    tracing::debug!("the control plane refused an order: {}", reply.error);
+                }
+                if let Some(actor) = reply.actor {
+                    core.on_actor_state(&mut state, actor)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn on_lease_granted(&self, link: &Arc<Link>, correlation: u64, message: LeaseGranted) -> Result<(), WorkerError> {
+        let core = &*self.core;
+        let mut state = core.lock();
+        let lease = lease_id(&message.lease_id)?;
+        let worker = message.worker.unwrap_or_default();
+        core.note_address(&mut state, &worker);
+        let granting = link_state(link).raylet_of.get().copied().unwrap_or(core.node_id);
+        state.lease_raylets.insert(lease, granting);
+        let request = match state.pending.remove(&correlation) {
+            Some(PendingEntry {
+                what: Pending::Lease(request),
+                ..
+            }) => {
+                state.request_raylets.remove(&request);
+                request
+            }
+            _ => 0,
+        };
+        let mut commands = Vec::new();
+        let (id, node) = (worker.worker()?, worker.node()?);
+        state.leases.granted(
+            request,
+            lease,
+            id,
+            node,
+            message.first_sequence,
+            core.now_ms(),
+            &mut commands,
+        );
+        core.carry_out_leases(&mut state, commands);
+        Ok(())
+    }
+
+    fn on_tasks_recalled(&self, link: &Arc<Link>, message: TasksRecalled) {
+        let core = &*self.core;
+        let mut state = core.lock();
+        let mut tasks = Vec::new();
+        for correlation in message.correlations {
+            if let Some(PendingEntry {
+                what: Pending::Task(task),
+                ..
+            }) = state.pending.remove(&correlation)
+            {
+                tasks.push(task);
+            }
+        }
+        let Some(worker) = link_state(link).peer_id.get().copied() else {
+            return;
+        };
+        let mut commands = Vec::new();
+        for lease in state.leases.leases_of(worker) {
+            let of_lease: Vec<TaskId> = tasks
+                .iter()
+                .copied()
+                .filter(|task| state.leases.lease_of(task).is_some_and(|(held, _)| held == lease))
+                .collect();
+            state
+                .leases
+                .tasks_recalled(&of_lease, lease, core.now_ms(), &mut commands);
+        }
+        core.carry_out_leases(&mut state, commands);
+    }
+
+    fn lease_broken(&self, state: &mut State, lease: LeaseId, started: Option<u64>, cause: Option<DeathCause>) {
+        let core = &*self.core;
+        state.lease_raylets.remove(&lease);
+        for task in state.leases.pushed_under(&lease) {
+            if let Some(task) = state.tasks.get_mut(&task) {
+                task.cause.clone_from(&cause);
+            }
+        }
+        let mut commands = Vec::new();
+        state.leases.broken(lease, started, core.now_ms(), &mut commands);
+        core.carry_out_leases(state, commands);
+    }
+
+    fn node_died(&self, state: &mut State, node: NodeId, reason: &str) {
+        let core = &*self.core;
+        let cause = DeathCause {
+            kind: DEATH_NODE,
+            message: format!("its node {node} died: {reason}"),
+            ..DeathCause::default()
+        };
+        for lease in state.leases.leases_on(node) {
+            self.lease_broken(state, lease, None, Some(cause.clone()));
+        }
+        let lost: Vec<ObjectId> = state
+            .refs
+            .iter()
+            .filter(|(_, entry)| entry.locations().contains(&node))
+            .map(|(object, _)| *object)
+            .collect();
+        for object in lost {
+            // Made again when somebody wants it.
+            state.refs.remove_location(&object, node);
+        }
+        let dead: Vec<WorkerId> = state
+            .addresses
+            .iter()
+            .filter(|(_, address)| crate::connect::node_of(address) == node)
+            .map(|(worker, _)| *worker)
+            .collect();
+        let mut commands = Vec::new();
+        for worker in dead {
+            state.dead_workers.insert(worker);
+            state.refs.worker_died(worker, &mut commands);
+        }
+        core.carry_out_references(state, commands);
+        if let Some(link) = state.raylets.remove(&node) {
+            link.close(CloseReason::local("the node died"));
+        }
+        let requests: Vec<u64> = state
+            .request_raylets
+            .iter()
+            .filter(|(_, (at, _))| *at == node)
+            .map(|(request, _)| *request)
+            .collect();
+        self.requests_lost(state, requests);
+        core.run_ready(state);
+    }
+
+    fn requests_lost(&self, state: &mut State, requests: Vec<u64>) {
+        let mut commands = Vec::new();
+        for request in requests {
+            if let Some((_, correlation)) = state.request_raylets.remove(&request) {
+                state.pending.remove(&correlation);
+            }
+            state.leases.request_lost(request, self.core.now_ms(), &mut commands);
+        }
+        self.core.carry_out_leases(state, commands);
+    }
+
+    fn link_closed(&self, link: &Arc<Link>, reason: &CloseReason) {
+        let core = &*self.core;
+        core.drop_calls_of(link);
+        let mut state = core.lock();
+        if link.id() == core.raylet.id() {
+            state.raylet_gone = Some(reason.to_string());
+            for (_, entry) in std::mem::take(&mut state.pending) {
+                match entry.what {
+                    Pending::Gcs(wait) => {
+                        *lock(&wait.reply) = Some(Err(reason.to_string()));
+                        wait.waiter.notify();
+                    }
+                    Pending::NodeQuery(wait) => {
+                        *lock(&wait.answer) = Some(Err(reason.to_string()));
+                        wait.waiter.notify();
+                    }
+                    Pending::Extent(wait) => {
+                        *lock(&wait.reply) = Some(Err(reason.to_string()));
+                        wait.waiter.notify();
+                    }
+                    _ => {}
+                }
+            }
+            drop(state);
+            core.on_exit_process(&ExitProcess {
+                reason: format!("the raylet is gone: {reason}"),
+                force: false,
+            });
+            return;
+        }
+        let said = link_state(link);
+        let broken: Vec<u64> = state
+            .pending
+            .iter()
+            .filter(|(_, entry)| entry.link == link.id())
+            .map(|(correlation, _)| *correlation)
+            .collect();
+        if let Some(node) = said.raylet_of.get() {
+            if state.raylets.get(node).is_some_and(|held| held.id() == link.id()) {
+                state.raylets.remove(node);
+            }
+            let requests: Vec<u64> = state
+                .request_raylets
+                .iter()
+                .filter(|(_, (at, _))| at == node)
+                .map(|(request, _)| *request)
+                .collect();
+            self.requests_lost(&mut state, requests);
+        }
+        let Some(worker) = said.peer_id.get().copied() else {
+            return;
+        };
+        if state.links.get(&worker).is_some_and(|held| held.id() == link.id()) {
+            state.links.remove(&worker);
+        }
+        let mut suspect = false;
+        for correlation in broken {
+            match state.pending.remove(&correlation).map(|entry| entry.what) {
+                Some(Pending::ObjectStatus(object)) if correlation >> 63 == 0 => {
+                    core.retry_later(&mut state, crate::borrowing::RETRY_DELAY, Retry::AskOwner(object));
+                }
+                Some(Pending::Borrower) => suspect = true,
+                Some(Pending::Task(_)) => suspect = true,
+                _ => {}
+            }
+        }
+        core.actor_link_lost(&mut state, worker);
+        if suspect || !state.leases.leases_of(worker).is_empty() {
+            core.retry_later(&mut state, SUSPECT_DELAY, Retry::SuspectWorker(worker));
+        }
+    }
+
+    fn retry(&self, state: &mut State, retry: Retry) {
+        let core = &*self.core;
+        match retry {
+            Retry::AskOwner(object) => {
+                let entry = state
+                    .refs
+                    .get(&object)
+                    .map(|entry| (entry.value.clone(), entry.borrowed_owner()));
+                if let Some((slot, Some(owner))) = entry {
+                    if !slot.is_ready() {
+                        core.ask_owner(state, object, owner);
+                    }
+                }
+            }
+            Retry::AddBorrower {
+                owner,
+                object,
+                borrower,
+                generation,
+            } => {
+                core.add_borrower_again(state, owner, object, borrower, generation);
+            }
+            Retry::SuspectWorker(worker) => {
+                // The raylet has had its time to report the death: the leases are given up.
+                let cause = DeathCause {
+                    kind: DEATH_CRASHED,
+                    message: "the link to the worker broke and its raylet has not said why".into(),
+                    ..DeathCause::default()
+                };
+                for lease in state.leases.leases_of(worker) {
+                    let node = state.lease_raylets.get(&lease).copied().unwrap_or(core.node_id);
+                    if state.links.get(&worker).is_some_and(|link| link.is_open()) {
+                        continue;
+                    }
+                    self.lease_broken(state, lease, None, Some(cause.clone()));
+                    if let Ok(link) = core.raylet_link(state, node) {
+                        let message = ReturnLease {
+                            lease_id: id_bytes(lease.as_bytes()),
+                            worker_exits: true,
+                        };
+                        let _ = link.send(kinds::RETURN_LEASE, 0, encode(&message), &[]);
+                    }
+                }
+            }
+            Retry::Fetch(object) => core.send_fetch(state, object),
+        }
+    }
+}
+
+fn object_id(bytes: &Bytes) -> Result<ObjectId, WorkerError> {
+    Ok(ObjectId::from_binary(bytes).map_err(WireError::from)?)
+}
+
+fn task_id(bytes: &Bytes) -> Result<TaskId, WorkerError> {
+    Ok(TaskId::from_binary(bytes).map_err(WireError::from)?)
+}
+
+fn worker_id(bytes: &Bytes) -> Result<WorkerId, WorkerError> {
+    Ok(WorkerId::from_binary(bytes).map_err(WireError::from)?)
+}
+
+fn lease_id(bytes: &Bytes) -> Result<LeaseId, WorkerError> {
+    Ok(LeaseId::from_binary(bytes).map_err(WireError::from)?)
+}
+
+impl Service for WorkerService {
+    fn on_frame(&self, link: &Arc<Link>, frame: Frame) {
+        let kind = frame.kind;
+        if let Err(error) = self.dispatch(link, frame) {
+            tracing::warn!("a {} of {} was refused: {error}", kinds::name(kind), link.description());
+            if matches!(error, WorkerError::Wire(_)) {
+                link.close(CloseReason::local(format!(
+                    "a malformed {}: {error}",
+                    kinds::name(kind)
+                )));
+            }
+        }
+    }
+
+    fn on_ready(&self, link: &Arc<Link>, peer_hello: &[u8]) {
+        if peer_hello.is_empty() {
+            return;
+        }
+        let Ok(address) = Address::decode(peer_hello) else {
+            return;
+        };
+        let Ok(worker) = address.worker() else { return };
+        let said = link_state(link);
+        let mut state = self.core.lock();
+        self.core.note_address(&mut state, &address);
+        if worker.is_nil() || said.raylet_of.get().is_some() {
+            return;
+        }
+        let _ = said.peer.set(address);
+        let _ = said.peer_id.set(worker);
+        state.links.entry(worker).or_insert_with(|| link.clone());
+    }
+
+    fn on_closed(&self, link: &Arc<Link>, reason: &CloseReason) {
+        self.link_closed(link, reason);
+    }
+
+    fn on_timer(&self, now: Instant) -> Option<Instant> {
+        let core = &*self.core;
+        let mut state = core.lock();
+        state.timer_due = None;
+        core.count_drops(&mut state);
+        core.flush_frees(&mut state);
+        let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut state.retries)
+            .into_iter()
+            .partition(|(at, _)| *at <= now);
+        state.retries = later;
+        for (_, retry) in due {
+            self.retry(&mut state, retry);
+        }
+        let mut commands = Vec::new();
+        let now_ms = core.now_ms();
+        let next_tick = state.leases.tick(now_ms, &mut commands);
+        core.carry_out_leases(&mut state, commands);
+        let next = next_tick.map(|at| now + Duration::from_millis(at.saturating_sub(now_ms)));
+        let next = state
+            .retries
+            .iter()
+            .map(|(at, _)| *at)
+            .chain(next)
+            .chain(state.timer_due)
+            .min();
+        state.timer_due = next;
+        next
+    }
+}

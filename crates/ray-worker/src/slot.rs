@@ -1,0 +1,236 @@
+//! Slots: where a process keeps what it knows of an object's value, and who waits for it.
+//!
+//! Invariants:
+//! 1. `ready` is true iff the value is known (inline, or stored somewhere).
+//! 2. Whoever registers a wake-up on a slot that is not ready is woken exactly once, when it becomes ready.
+
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ray_ids::TaskId;
+use ray_rpc::{Link, Waiter};
+use ray_wire::Address;
+
+use crate::value::InlineValue;
+use crate::WorkerError;
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No invariant of ours spans a panic: handlers do not unwind halfway through a step.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What is known of a value.
+#[derive(Debug, Clone, Default)]
+pub enum SlotValue {
+    /// Nothing yet.
+    #[default]
+    Pending,
+    /// Here.
+    Inline(Arc<InlineValue>),
+    /// In object stores. `locations` is what a borrower was told; an owner keeps its own list.
+    Stored { bytes: u64, locations: Vec<Address> },
+}
+
+/// Who is told when a slot becomes ready.
+#[derive(Debug, Clone)]
+pub(crate) enum Wake {
+    /// A thread that waits for several.
+    Group(Arc<Group>),
+    /// An event loop.
+    Queue(Arc<CompletionsInner>, u64),
+    /// A call that has this object as an argument.
+    Task(TaskId),
+    /// A borrower that asked; the correlation of its question.
+    Remote(Arc<Link>, u64),
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct SlotInner {
+    pub value: SlotValue,
+    pub wakes: Vec<Wake>,
+    /// The owner was asked and has not answered.
+    pub asked: bool,
+}
+
+/// What a process knows of one object's value.
+#[derive(Debug, Default)]
+pub struct Slot {
+    ready: AtomicBool,
+    inner: Mutex<SlotInner>,
+}
+
+impl Slot {
+    /// Nothing is known.
+    pub fn pending() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// A value that is here.
+    pub fn inline(value: InlineValue) -> Arc<Self> {
+        Arc::new(Self {
+            ready: AtomicBool::new(true),
+            inner: Mutex::new(SlotInner {
+                value: SlotValue::Inline(Arc::new(value)),
+                ..SlotInner::default()
+            }),
+        })
+    }
+
+    /// A value that is in this node's store.
+    pub fn stored(bytes: u64) -> Arc<Self> {
+        Arc::new(Self {
+            ready: AtomicBool::new(true),
+            inner: Mutex::new(SlotInner {
+                value: SlotValue::Stored {
+                    bytes,
+                    locations: Vec::new(),
+                },
+                ..SlotInner::default()
+            }),
+        })
+    }
+
+    /// Whether the value is known.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// What is known.
+    pub fn value(&self) -> SlotValue {
+        lock(&self.inner).value.clone()
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, SlotInner> {
+        lock(&self.inner)
+    }
+
+    /// The value is known now. Returns who is to be told.
+    #[must_use]
+    pub(crate) fn set(&self, value: SlotValue) -> Vec<Wake> {
+        let mut inner = lock(&self.inner);
+        let ready = !matches!(value, SlotValue::Pending);
+        inner.value = value;
+        inner.asked = false;
+        self.ready.store(ready, Ordering::Release);
+        if ready {
+            std::mem::take(&mut inner.wakes)
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Registers a wake-up, unless the value is known. Returns whether it was registered.
+    pub(crate) fn add_wake(&self, wake: Wake) -> bool {
+        let mut inner = lock(&self.inner);
+        if self.is_ready() {
+            return false;
+        }
+        inner.wakes.push(wake);
+        true
+    }
+
+    /// Takes back the wake-ups of a group whose thread waits no more.
+    pub(crate) fn remove_group(&self, group: &Arc<Group>) {
+        lock(&self.inner)
+            .wakes
+            .retain(|wake| !matches!(wake, Wake::Group(other) if Arc::ptr_eq(other, group)));
+    }
+}
+
+/// A thread that waits until so many things have happened.
+#[derive(Debug)]
+pub(crate) struct Group {
+    remaining: AtomicUsize,
+    pub waiter: Waiter,
+}
+
+impl Group {
+    pub fn new(count: usize) -> Arc<Self> {
+        Arc::new(Self {
+            remaining: AtomicUsize::new(count),
+            waiter: Waiter::new(),
+        })
+    }
+
+    /// One thing more to wait for; call it before the thing can happen.
+    pub fn add(&self, count: usize) {
+        self.remaining.fetch_add(count, Ordering::AcqRel);
+    }
+
+    /// One of the things happened.
+    pub fn arrive(&self) {
+        let before = self
+            .remaining
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
+        if before == Ok(1) {
+            self.waiter.notify();
+        }
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.remaining.load(Ordering::Acquire) == 0
+    }
+}
+
+/// Tokens of what is done, for an event loop or a thread, with a descriptor to sleep on.
+#[derive(Debug)]
+pub(crate) struct CompletionsInner {
+    tokens: crossbeam_queue::SegQueue<u64>,
+    signalled: AtomicBool,
+    descriptor: OwnedFd,
+}
+
+impl CompletionsInner {
+    pub fn push(&self, token: u64) {
+        self.tokens.push(token);
+        if !self.signalled.swap(true, Ordering::AcqRel) {
+            // A full counter is readable too, so that a failed write loses nothing.
+            let _ = rustix::io::write(&self.descriptor, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+/// Tokens of what is done. Clones are the same queue.
+#[derive(Debug, Clone)]
+pub struct Completions(pub(crate) Arc<CompletionsInner>);
+
+impl Completions {
+    /// An empty queue.
+    pub fn new() -> Result<Self, WorkerError> {
+        use rustix::event::{eventfd, EventfdFlags};
+        let descriptor =
+            eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(|source| WorkerError::Io {
+                what: "create an eventfd",
+                source: source.into(),
+            })?;
+        Ok(Self(Arc::new(CompletionsInner {
+            tokens: crossbeam_queue::SegQueue::new(),
+            signalled: AtomicBool::new(false),
+            descriptor,
+        })))
+    }
+
+    /// A descriptor that is readable when tokens wait.
+    pub fn descriptor(&self) -> RawFd {
+        self.0.descriptor.as_raw_fd()
+    }
+
+    /// Adds a token.
+    pub fn push(&self, token: u64) {
+        self.0.push(token);
+    }
+
+    /// Takes every token.
+    pub fn drain(&self) -> Vec<u64> {
+        // The flag falls before the tokens are read, so that a token pushed meanwhile signals again.
+        let mut counter = [0; 8];
+        let _ = rustix::io::read(&self.0.descriptor, &mut counter);
+        self.0.signalled.store(false, Ordering::Release);
+        let mut tokens = Vec::new();
+        while let Some(token) = self.0.tokens.pop() {
+            tokens.push(token);
+        }
+        tokens
+    }
+}

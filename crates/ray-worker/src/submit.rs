@@ -1,0 +1,744 @@
+//! Submitting calls: from a template and arguments to a frame on a leased worker's or an actor's link.
+//!
+//! Invariants:
+//! 1. Every return of a submitted call is owned here with one local count for the reference that is handed out, before
+//!    the call can be answered.
+//! 2. The references among a call's arguments, top-level and inside values, are counted as submitted until its reply.
+//! 3. A call is pushed only when every top-level reference among its arguments is known to have a value.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use ray_ids::{ActorId, NodeId, ObjectId, TaskId};
+use ray_ownership::actor_calls::ActorCommand;
+use ray_ownership::leases::LeaseCommand;
+use ray_wire::layout::{ErrorValue, ERROR_ACTOR_DIED, ERROR_ACTOR_UNAVAILABLE, ERROR_WORKER_CRASHED};
+use ray_wire::{
+    id_bytes, kinds, Address, CancelLeaseRequest, DeathCause, PushTask, RecallTasks, ReferenceArgument, RequestLease,
+    ReturnLease, NUM_RETURNS_DYNAMIC, NUM_RETURNS_STREAMING,
+};
+
+use crate::connect::node_of;
+use crate::generators::Stream;
+use crate::inner::{CoreWorker, Inner, Pending, PendingEntry, Reference, State};
+use crate::links::note_template;
+use crate::slot::{Slot, SlotValue, Wake};
+use crate::template::Template;
+use crate::value::{error_value, Contained, InlineValue, Serialized};
+use crate::WorkerError;
+
+/// A top-level reference among the arguments.
+#[derive(Debug, Clone)]
+pub struct PassedReference {
+    pub index: u32,
+    pub keyword: String,
+    pub object: ObjectId,
+}
+
+/// A call's arguments.
+#[derive(Debug, Default)]
+pub struct Arguments {
+    /// The pickled rest, or `None` where there are no by-value arguments.
+    pub values: Option<Serialized>,
+    pub references: Vec<PassedReference>,
+}
+
+/// What a submitted call gives.
+pub enum Submitted {
+    /// References to its returns.
+    References(Vec<Reference>),
+    /// A stream of items.
+    Stream(Arc<Stream>),
+}
+
+/// A call's constant part after submission, kept for retries and lineage.
+#[derive(Debug)]
+pub(crate) struct TaskSpec {
+    pub task_id: TaskId,
+    pub template: Arc<Template>,
+    pub values: Option<InlineValue>,
+    /// Where the pickled arguments are an object of their own.
+    pub values_reference: Option<ObjectId>,
+    pub references: Vec<PassedReference>,
+    /// Everything counted as submitted.
+    pub pinned: Vec<ObjectId>,
+    pub parent: TaskId,
+    pub depth: u32,
+    pub actor: Option<ActorId>,
+}
+
+impl TaskSpec {
+    /// How many fixed returns the call has.
+    pub fn returns(&self) -> u32 {
+        match self.template.message.num_returns {
+            NUM_RETURNS_DYNAMIC | NUM_RETURNS_STREAMING => 1,
+            count => count.max(0) as u32,
+        }
+    }
+
+    pub fn return_id(&self, index: u32) -> ObjectId {
+        ObjectId::of(self.task_id, index + 1)
+    }
+
+    pub fn bytes(&self) -> usize {
+        256 + self.values.as_ref().map_or(0, InlineValue::size) + 64 * self.references.len()
+    }
+
+    fn dependencies(&self) -> impl Iterator<Item = &ObjectId> {
+        self.references
+            .iter()
+            .map(|reference| &reference.object)
+            .chain(self.values_reference.iter())
+    }
+}
+
+/// A call that is not over.
+#[derive(Debug)]
+pub(crate) struct PendingTask {
+    pub spec: Arc<TaskSpec>,
+    pub unresolved: usize,
+    pub attempt: u32,
+    pub retries_left: i32,
+    pub cancelled: bool,
+    /// Why the last attempt failed.
+    pub cause: Option<DeathCause>,
+}
+
+impl CoreWorker {
+    /// Submits a call of a function.
+    pub fn submit_task(
+        &self,
+        template: &Arc<Template>,
+        arguments: Arguments,
+        parent: TaskId,
+    ) -> Result<Submitted, WorkerError> {
+        let values = self.place_arguments(arguments.values, parent)?;
+        let mut state = self.0.enter()?;
+        if let Some(reason) = &state.raylet_gone {
+            return Err(WorkerError::RayletGone(reason.clone()));
+        }
+        let task_id = self.0.new_task_id(None);
+        self.submit(
+            &mut state,
+            template,
+            task_id,
+            values,
+            arguments.references,
+            parent,
+            None,
+            template.message.max_retries,
+        )
+    }
+
+    /// Submits a call of an actor's method. `retries`: how often it may be sent again after a restart.
+    pub fn submit_actor_task(
+        &self,
+        actor: ActorId,
+        template: &Arc<Template>,
+        arguments: Arguments,
+        parent: TaskId,
+    ) -> Result<Submitted, WorkerError> {
+        let values = self.place_arguments(arguments.values, parent)?;
+        let mut state = self.0.enter()?;
+        if let Some(reason) = &state.raylet_gone {
+            return Err(WorkerError::RayletGone(reason.clone()));
+        }
+        let entry = self.0.actor_entry(&mut state, actor)?;
+        if entry.calls.is_full() {
+            let (pending, limit) = (entry.calls.pending(), entry.max_pending_calls);
+            return Err(WorkerError::PendingCallsLimit { pending, limit });
+        }
+        let task_id = self.0.new_task_id(Some(actor));
+        let retries = template.message.max_retries;
+        self.submit(
+            &mut state,
+            template,
+            task_id,
+            values,
+            arguments.references,
+            parent,
+            Some(actor),
+            retries,
+        )
+    }
+
+    /// Small pickles travel with the call; a large one becomes an object of its own.
+    pub(crate) fn place_arguments(&self, values: Option<Serialized>, parent: TaskId) -> Result<Placed, WorkerError> {
+        let Some(values) = values else {
+            return Ok(Placed {
+                values: None,
+                reference: None,
+                contained: Vec::new(),
+            });
+        };
+        let contained = values.contained.clone();
+        if values.size() <= ray_wire::INLINE_LIMIT_BYTES {
+            return Ok(Placed {
+                values: Some(values.into_inline()),
+                reference: None,
+                contained,
+            });
+        }
+        let reference = self.put_serialized(values, parent)?;
+        Ok(Placed {
+            values: None,
+            reference: Some(reference),
+            contained: Vec::new(),
+        })
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn submit(
+        &self,
+        state: &mut State,
+        template: &Arc<Template>,
+        task_id: TaskId,
+        placed: Placed,
+        references: Vec<PassedReference>,
+        parent: TaskId,
+        actor: Option<ActorId>,
+        retries: i32,
+    ) -> Result<Submitted, WorkerError> {
+        let spec = self
+            .0
+            .make_spec(state, template, task_id, placed, references, parent, actor);
+        let count = spec.returns();
+        let mut handed_out = Vec::with_capacity(count as usize);
+        for index in 0..count {
+            let id = spec.return_id(index);
+            let slot = Slot::pending();
+            state.refs.own(id, slot.clone());
+            handed_out.push(Reference {
+                id,
+                slot,
+                core: self.0.clone(),
+            });
+        }
+        let streaming = template.message.num_returns == NUM_RETURNS_STREAMING;
+        let stream = (template.message.num_returns < 0).then(|| {
+            Stream::new(
+                self.0.clone(),
+                task_id,
+                template.message.generator_backpressure,
+                streaming,
+            )
+        });
+        if let Some(stream) = &stream {
+            state.streams.insert(task_id, stream.clone());
+        }
+        self.0.start(state, spec, 0, retries);
+        match stream {
+            Some(stream) if streaming => {
+                if let Some(completed) = handed_out.pop() {
+                    stream.set_completed(completed);
+                }
+                Ok(Submitted::Stream(stream))
+            }
+            _ => Ok(Submitted::References(handed_out)),
+        }
+    }
+}
+
+/// Arguments in their places.
+pub(crate) struct Placed {
+    pub values: Option<InlineValue>,
+    pub reference: Option<Reference>,
+    pub contained: Vec<Contained>,
+}
+
+impl Inner {
+    #[allow(clippy::too_many_arguments)]
+    pub fn make_spec(
+        &self,
+        state: &mut State,
+        template: &Arc<Template>,
+        task_id: TaskId,
+        placed: Placed,
+        references: Vec<PassedReference>,
+        parent: TaskId,
+        actor: Option<ActorId>,
+    ) -> Arc<TaskSpec> {
+        let mut pinned: Vec<ObjectId> = references.iter().map(|reference| reference.object).collect();
+        pinned.extend(placed.contained.iter().map(|contained| contained.object));
+        pinned.extend(placed.reference.iter().map(|reference| reference.id));
+        for object in &pinned {
+            state.refs.add_submitted(object);
+        }
+        Arc::new(TaskSpec {
+            task_id,
+            template: template.clone(),
+            values: placed.values,
+            values_reference: placed.reference.as_ref().map(|reference| reference.id),
+            references,
+            pinned,
+            parent,
+            depth: self.execution.depth() + 1,
+            actor,
+        })
+    }
+
+    /// Begins a call, or begins it again to make lost objects.
+    pub fn start(&self, state: &mut State, spec: Arc<TaskSpec>, attempt: u32, retries_left: i32) {
+        let task_id = spec.task_id;
+        let mut unresolved = 0;
+        let dependencies: Vec<ObjectId> = spec.dependencies().copied().collect();
+        for object in dependencies {
+            if self.await_value(state, object, Wake::Task(task_id)) {
+                unresolved += 1;
+            }
+        }
+        let ready = unresolved == 0;
+        let task = PendingTask {
+            spec,
+            unresolved,
+            attempt,
+            retries_left,
+            cancelled: false,
+            cause: None,
+        };
+        let (actor, group) = (task.spec.actor, task.spec.template.message.concurrency_group.clone());
+        state.tasks.insert(task_id, task);
+        match actor {
+            Some(actor) => {
+                let mut commands = Vec::new();
+                if let Some(entry) = state.actors.get_mut(&actor) {
+                    entry.calls.submit(task_id, &group, ready, retries_left, &mut commands);
+                }
+                self.carry_out_actor(state, actor, commands);
+            }
+            None if ready => self.enqueue(state, task_id),
+            None => {}
+        }
+    }
+
+    /// Registers a wake-up for the object's value; asks its owner where nobody has. Returns false where it is known.
+    pub fn await_value(&self, state: &mut State, object: ObjectId, wake: Wake) -> bool {
+        let Some(slot) = state.refs.get(&object).map(|entry| entry.value.clone()) else {
+            return false;
+        };
+        if slot.is_ready() {
+            self.rebuild_if_lost(state, object, &slot);
+        }
+        if !slot.add_wake(wake) {
+            return false;
+        }
+        self.ask_owner_once(state, object, &slot);
+        true
+    }
+
+    /// A wake-up for a call: one of its arguments is there.
+    pub fn argument_arrived(&self, state: &mut State, task_id: TaskId) {
+        let Some(task) = state.tasks.get_mut(&task_id) else {
+            return;
+        };
+        task.unresolved = task.unresolved.saturating_sub(1);
+        if task.unresolved == 0 {
+            state.ready.push_back(task_id);
+        }
+    }
+
+    /// Sends on every call whose arguments have come.
+    pub fn run_ready(&self, state: &mut State) {
+        while let Some(task_id) = state.ready.pop_front() {
+            let Some(task) = state.tasks.get(&task_id) else {
+                continue;
+            };
+            if let Some(actor) = task.spec.actor {
+                let group = task.spec.template.message.concurrency_group.clone();
+                let mut commands = Vec::new();
+                if let Some(entry) = state.actors.get_mut(&actor) {
+                    entry.calls.ready(task_id, &group, &mut commands);
+                }
+                self.carry_out_actor(state, actor, commands);
+            } else if task_id == TaskId::for_actor_creation(task_id.actor_id()) && task_id.has_actor() {
+                self.register_created_actor(state, task_id);
+            } else {
+                self.enqueue(state, task_id);
+            }
+        }
+    }
+
+    /// The node that holds most of a call's stored arguments.
+    fn preferred_node(&self, state: &State, spec: &TaskSpec) -> Option<NodeId> {
+        if spec.references.is_empty() || state.nodes.len() < 2 {
+            return None;
+        }
+        let mut bytes_on: Vec<(NodeId, u64)> = Vec::new();
+        for object in spec.dependencies() {
+            let Some(entry) = state.refs.get(object) else { continue };
+            let SlotValue::Stored { bytes, locations } = entry.value.value() else {
+                continue;
+            };
+            let told = locations.iter().map(node_of);
+            for node in entry.locations().iter().copied().chain(told) {
+                match bytes_on.iter_mut().find(|(other, _)| *other == node) {
+                    Some((_, sum)) => *sum += bytes,
+                    None => bytes_on.push((node, bytes)),
+                }
+            }
+        }
+        bytes_on
+            .into_iter()
+            .max_by_key(|(_, bytes)| *bytes)
+            .map(|(node, _)| node)
+    }
+
+    /// A plain call's arguments are there: it waits for a lease.
+    pub fn enqueue(&self, state: &mut State, task_id: TaskId) {
+        let Some(task) = state.tasks.get(&task_id) else { return };
+        if let Some(failure) = self.failed_argument(state, &task.spec) {
+            return self.finish_with(state, task_id, failure);
+        }
+        let spec = &state.tasks[&task_id].spec;
+        let preferred = self.preferred_node(state, spec);
+        let (class, pipelined) = (spec.template.class, spec.template.pipelined);
+        let mut commands = Vec::new();
+        state
+            .leases
+            .submit(task_id, class, pipelined, preferred, self.now_ms(), &mut commands);
+        self.carry_out_leases(state, commands);
+    }
+
+    /// An argument that is a failure fails the call.
+    fn failed_argument(&self, state: &State, spec: &TaskSpec) -> Option<Arc<InlineValue>> {
+        spec.dependencies()
+            .find_map(|object| match state.refs.get(object)?.value.value() {
+                SlotValue::Inline(value) if value.is_failure() => Some(value),
+                _ => None,
+            })
+    }
+
+    pub fn carry_out_leases(&self, state: &mut State, commands: Vec<LeaseCommand>) {
+        for command in commands {
+            match command {
+                LeaseCommand::Request {
+                    request,
+                    class,
+                    raylet,
+                    backlog,
+                    preferred,
+                } => {
+                    let node = raylet.unwrap_or(self.node_id);
+                    let correlation = self.correlation();
+                    let message = RequestLease {
+                        specification: state.class_specifications.get(class as usize).cloned(),
+                        backlog,
+                        preferred_node: preferred.map(|node| id_bytes(node.as_bytes())).unwrap_or_default(),
+                        redirected: raylet.is_some(),
+                        owner: Some(self.me.clone()),
+                        parent_lease_id: self.execution.current_lease_bytes(),
+                    };
+                    match self.raylet_link(state, node) {
+                        Ok(link) => {
+                            state.pending.insert(
+                                correlation,
+                                PendingEntry {
+                                    what: Pending::Lease(request),
+                                    link: link.id(),
+                                },
+                            );
+                            state.request_raylets.insert(request, (node, correlation));
+                            let _ = link.send(kinds::REQUEST_LEASE, correlation, ray_wire::encode(&message), &[]);
+                        }
+                        Err(error) => {
+                            tracing::warn!("no lease can be asked of node {node}: {error}");
+                            let mut more = Vec::new();
+                            state.leases.request_lost(request, self.now_ms(), &mut more);
+                            self.carry_out_leases(state, more);
+                        }
+                    }
+                }
+                LeaseCommand::CancelRequest { request } => {
+                    if let Some((node, correlation)) = state.request_raylets.remove(&request) {
+                        // The answer may be under way; `granted` gives an unwanted lease back.
+                        if let Ok(link) = self.raylet_link(state, node) {
+                            let message = CancelLeaseRequest { request: correlation };
+                            let _ = link.send(
+                                kinds::CANCEL_LEASE_REQUEST,
+                                correlation,
+                                ray_wire::encode(&message),
+                                &[],
+                            );
+                        }
+                    }
+                }
+                LeaseCommand::Push { lease, task, sequence } => self.push_to_lease(state, lease, task, sequence),
+                LeaseCommand::Return { lease, worker_exits } => {
+                    let node = state.lease_raylets.remove(&lease).unwrap_or(self.node_id);
+                    if let Ok(link) = self.raylet_link(state, node) {
+                        let message = ReturnLease {
+                            lease_id: id_bytes(lease.as_bytes()),
+                            worker_exits,
+                        };
+                        let _ = link.send(kinds::RETURN_LEASE, 0, ray_wire::encode(&message), &[]);
+                    }
+                }
+                LeaseCommand::Recall { lease } => {
+                    let worker = state.leases.lease(&lease).map(|lease| lease.worker);
+                    if let Some(Ok(link)) = worker.map(|worker| self.worker_link(state, worker)) {
+                        let message = RecallTasks {
+                            lease_id: id_bytes(lease.as_bytes()),
+                        };
+                        let _ = link.send(kinds::RECALL_TASKS, 0, ray_wire::encode(&message), &[]);
+                    }
+                }
+                LeaseCommand::AttemptFailed { task, .. } => self.attempt_failed(state, task),
+            }
+        }
+        self.schedule_tick(state);
+    }
+
+    /// The lease machine wants to hear of the time, soon; it then says when next.
+    fn schedule_tick(&self, state: &mut State) {
+        if state.timer_due.is_none() {
+            self.want_timer(
+                state,
+                Instant::now() + std::time::Duration::from_millis(ray_ownership::leases::STALL_MS),
+            );
+        }
+    }
+
+    /// A call's process died while it ran, or may have.
+    pub fn attempt_failed(&self, state: &mut State, task_id: TaskId) {
+        let Some(task) = state.tasks.get_mut(&task_id) else {
+            return;
+        };
+        if task.cancelled {
+            return self.finish_cancelled(state, task_id);
+        }
+        if task.retries_left != 0 {
+            if task.retries_left > 0 {
+                task.retries_left -= 1;
+            }
+            task.attempt += 1;
+            return self.enqueue(state, task_id);
+        }
+        let cause = task.cause.clone().unwrap_or_default();
+        let name = task.spec.template.message.function_name.clone();
+        let kind = if cause.kind == ray_wire::DEATH_OUT_OF_MEMORY {
+            ray_wire::layout::ERROR_OUT_OF_MEMORY
+        } else if cause.kind == ray_wire::DEATH_NODE {
+            ray_wire::layout::ERROR_NODE_DIED
+        } else {
+            ERROR_WORKER_CRASHED
+        };
+        let error = ErrorValue {
+            kind,
+            message: format!("The worker that ran {name} died: {}", cause.message),
+            death: Some(cause),
+            task_id: id_bytes(task_id.as_bytes()),
+            name,
+            ..ErrorValue::default()
+        };
+        self.finish_with(state, task_id, Arc::new(error_value(&error)));
+    }
+
+    fn push_to_lease(&self, state: &mut State, lease: ray_ids::LeaseId, task_id: TaskId, sequence: u64) {
+        let Some(worker) = state.leases.lease(&lease).map(|lease| lease.worker) else {
+            return;
+        };
+        match self.worker_link(state, worker) {
+            Ok(link) => self.push(state, &link, task_id, id_bytes(lease.as_bytes()), sequence, 0),
+            Err(error) => {
+                tracing::debug!("worker {worker} cannot be reached: {error}");
+                // Either its raylet reports its death in a moment, or it is suspect.
+                self.retry_later(
+                    state,
+                    std::time::Duration::from_secs(1),
+                    crate::inner::Retry::SuspectWorker(worker),
+                );
+            }
+        }
+    }
+
+    pub fn carry_out_actor(&self, state: &mut State, actor: ActorId, commands: Vec<ActorCommand>) {
+        for command in commands {
+            match command {
+                ActorCommand::Push {
+                    task,
+                    worker,
+                    incarnation,
+                    sequence,
+                } => {
+                    if let Some(failure) = state
+                        .tasks
+                        .get(&task)
+                        .and_then(|pending| self.failed_argument(state, &pending.spec))
+                    {
+                        self.finish_with(state, task, failure);
+                        continue;
+                    }
+                    match self.worker_link(state, worker) {
+                        Ok(link) => self.push(state, &link, task, Bytes::new(), sequence, incarnation),
+                        Err(error) => {
+                            tracing::debug!("actor {actor} cannot be reached: {error}");
+                            let mut more = Vec::new();
+                            if let Some(entry) = state.actors.get_mut(&actor) {
+                                entry.calls.disconnected(incarnation, &mut more);
+                            }
+                            self.carry_out_actor(state, actor, more);
+                        }
+                    }
+                }
+                ActorCommand::FailDead { task } => self.fail_actor_call(state, actor, task, ERROR_ACTOR_DIED),
+                ActorCommand::FailUnavailable { task } => {
+                    self.fail_actor_call(state, actor, task, ERROR_ACTOR_UNAVAILABLE)
+                }
+            }
+        }
+    }
+
+    fn fail_actor_call(&self, state: &mut State, actor: ActorId, task: TaskId, kind: u32) {
+        // Whether an unanswered call's actor is dead for good is often known a moment later than its link's end.
+        if let Some(entry) = state.actors.get_mut(&actor).filter(|entry| entry.death.is_none()) {
+            if kind == ERROR_ACTOR_UNAVAILABLE {
+                entry.unavailable.push(task);
+                return;
+            }
+        }
+        let entry = state.actors.get(&actor);
+        let death = entry.and_then(|entry| entry.death.clone());
+        let message = match &death {
+            Some(death) => death.message.clone(),
+            None => "the actor is restarting or cannot be reached; whether the call ran is not known".to_owned(),
+        };
+        let error = ErrorValue {
+            kind: death
+                .as_ref()
+                .map_or(kind, |death| crate::actors::error_kind_of_death(death.kind)),
+            message,
+            death,
+            actor_id: id_bytes(actor.as_bytes()),
+            task_id: id_bytes(task.as_bytes()),
+            name: entry.map(|entry| entry.class_name.clone()).unwrap_or_default(),
+            ..ErrorValue::default()
+        };
+        self.finish_with(state, task, Arc::new(error_value(&error)));
+    }
+
+    /// Writes the call's frame.
+    fn push(
+        &self,
+        state: &mut State,
+        link: &Arc<ray_rpc::Link>,
+        task_id: TaskId,
+        lease_id: Bytes,
+        sequence: u64,
+        incarnation: u64,
+    ) {
+        let Some(task) = state.tasks.get(&task_id) else { return };
+        let spec = task.spec.clone();
+        let attempt = task.attempt;
+        let correlation = self.correlation();
+        let (message, payload) = self.push_message(state, &spec, Some(link), lease_id, sequence, incarnation, attempt);
+        state.pending.insert(
+            correlation,
+            PendingEntry {
+                what: Pending::Task(task_id),
+                link: link.id(),
+            },
+        );
+        if let Err(error) = link.send(kinds::PUSH_TASK, correlation, ray_wire::encode(&message), &payload) {
+            // The link's end is handled where it is reported.
+            tracing::debug!("a call could not be sent: {error}");
+        }
+    }
+
+    /// The message of a call. Without a link (an actor's creation) the template is always inside.
+    #[allow(clippy::too_many_arguments)]
+    pub fn push_message(
+        &self,
+        state: &State,
+        spec: &TaskSpec,
+        link: Option<&Arc<ray_rpc::Link>>,
+        lease_id: Bytes,
+        sequence: u64,
+        incarnation: u64,
+        attempt: u32,
+    ) -> (PushTask, Vec<Bytes>) {
+        let mut payload = Vec::new();
+        let values = spec.values.as_ref().map(|values| {
+            values.append(&mut payload);
+            values.layout()
+        });
+        let values_reference = spec.values_reference.map(|object| {
+            let passed = PassedReference {
+                index: 0,
+                keyword: String::new(),
+                object,
+            };
+            self.reference_argument(state, &passed, &mut payload)
+        });
+        let references = spec
+            .references
+            .iter()
+            .map(|passed| self.reference_argument(state, passed, &mut payload))
+            .collect();
+        let with_template = link.is_none_or(|link| note_template(link, spec.template.id));
+        let message = PushTask {
+            task_id: id_bytes(spec.task_id.as_bytes()),
+            template_id: spec.template.id,
+            template: with_template.then(|| spec.template.message.clone()),
+            lease_id,
+            sequence,
+            attempt,
+            parent_task_id: id_bytes(spec.parent.as_bytes()),
+            values,
+            values_reference,
+            references,
+            actor_incarnation: incarnation,
+            generator_watermark: state.streams.get(&spec.task_id).map_or(0, |stream| stream.watermark()),
+            depth: spec.depth,
+        };
+        (message, payload)
+    }
+
+    fn reference_argument(
+        &self,
+        state: &State,
+        passed: &PassedReference,
+        payload: &mut Vec<Bytes>,
+    ) -> ReferenceArgument {
+        let mut argument = ReferenceArgument {
+            index: passed.index,
+            keyword: passed.keyword.clone(),
+            reference: Some(ray_wire::ReferenceInfo {
+                object_id: id_bytes(passed.object.as_bytes()),
+                owner: Some(self.owner_address(state, &passed.object)),
+            }),
+            value: None,
+            locations: Vec::new(),
+        };
+        let Some(entry) = state.refs.get(&passed.object) else {
+            return argument;
+        };
+        match entry.value.value() {
+            SlotValue::Inline(value) => {
+                value.append(payload);
+                argument.value = Some(value.layout());
+            }
+            SlotValue::Stored { locations, .. } => {
+                argument.locations = locations;
+                argument.locations.extend(
+                    entry
+                        .locations()
+                        .iter()
+                        .filter_map(|node| state.nodes.get(node).cloned()),
+                );
+            }
+            SlotValue::Pending => {}
+        }
+        argument
+    }
+
+    /// The owner of an object, as far as this process knows: itself, or whom it borrows from.
+    pub fn owner_address(&self, state: &State, object: &ObjectId) -> Address {
+        state
+            .refs
+            .get(object)
+            .and_then(|entry| entry.borrowed_owner())
+            .and_then(|owner| state.addresses.get(&owner).cloned())
+            .unwrap_or_else(|| self.me.clone())
+    }
+}
