@@ -12,7 +12,6 @@ Example:
 from __future__ import annotations
 
 import importlib
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from ray._private.ids import (
@@ -65,17 +64,35 @@ __commit__ = RAY_COMMIT
 ObjectID = ObjectRef
 
 
-class Language(Enum):
+class Language:
     """Languages of workers; this runtime has Python's."""
 
-    PYTHON = 0
-    JAVA = 1
-    CPP = 2
+    PYTHON: Language
+    JAVA: Language
+    CPP: Language
 
-    def __str__(self) -> str:
-        return self.name
+    def __init__(self, number: int, name: str) -> None:
+        self._number = number
+        self._name = name
 
-    __repr__ = __str__
+    def value(self) -> int:
+        """The language's number."""
+        return self._number
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Language) and self._number == other._number
+
+    def __hash__(self) -> int:
+        return hash(self._number)
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Language, (self._number, self._name)
+
+
+Language.PYTHON, Language.JAVA, Language.CPP = Language(0, "PYTHON"), Language(1, "JAVA"), Language(2, "CPP")
 
 
 class _Config:
@@ -110,9 +127,25 @@ _WHERE = {
     "method": "ray.actor",
 }
 _MODULES = (
-    "actor", "autoscaler", "cluster_utils", "cross_language", "dag", "data", "exceptions", "experimental",
-    "job_config", "job_submission", "remote_function", "rllib", "runtime_context", "runtime_env", "serve", "train",
-    "tune", "util", "workflow",
+    "actor",
+    "autoscaler",
+    "cluster_utils",
+    "cross_language",
+    "dag",
+    "data",
+    "exceptions",
+    "experimental",
+    "job_config",
+    "job_submission",
+    "remote_function",
+    "rllib",
+    "runtime_context",
+    "runtime_env",
+    "serve",
+    "train",
+    "tune",
+    "util",
+    "workflow",
 )
 
 

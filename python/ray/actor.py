@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 from ray._private import ray_constants
 from ray._private.actor_metadata import (
     METHOD_OPTIONS_ATTRIBUTE,
-    NUM_RETURNS_DYNAMIC,
-    NUM_RETURNS_STREAMING,
     ActorMetadata,
     MethodInfo,
     class_methods,
@@ -17,7 +15,7 @@ from ray._private.actor_metadata import (
     has_async_methods,
 )
 from ray._private.context import SubmissionContext, current, ensure_context
-from ray._private.object_ref_generator import ObjectRefGenerator, dynamic_reference
+from ray._private.object_ref_generator import ObjectRefGenerator, wrapper_of
 from ray._private.options import (
     METHOD_OPTIONS,
     normalized_concurrency_groups,
@@ -25,6 +23,7 @@ from ray._private.options import (
     validate_actor_options,
     validate_method_options,
 )
+from ray._private.serialization import SerializationError, explain_arguments
 from ray._private.signature import CallSignature
 from ray._private.utils import function_display_name
 from ray.exceptions import ActorAlreadyExistsError, AsyncioActorExit
@@ -83,8 +82,17 @@ class ActorMethod:
     """A method of an actor, called with `remote()`."""
 
     __slots__ = (
-        "__weakref__", "_context", "_core", "_info", "_maximum", "_metadata", "_minimum", "_options", "_submit",
-        "_template", "_wrap",
+        "__weakref__",
+        "_context",
+        "_core",
+        "_info",
+        "_maximum",
+        "_metadata",
+        "_minimum",
+        "_options",
+        "_submit",
+        "_template",
+        "_wrap",
     )
 
     def __init__(self, core: ActorCore, metadata: ActorMetadata, info: MethodInfo, options: dict[str, Any]) -> None:
@@ -120,9 +128,13 @@ class ActorMethod:
             self._info.signature.check(args, kwargs)
         elif not self._minimum <= len(args) <= self._maximum:
             self._info.signature.check(args, kwargs)
-        if self._wrap is None:
-            return self._submit(self._core, self._template, args, kwargs or None)
-        return self._wrap(self._submit(self._core, self._template, args, kwargs or None))
+        try:
+            if self._wrap is None:
+                return self._submit(self._core, self._template, args, kwargs or None)
+            return self._wrap(self._submit(self._core, self._template, args, kwargs or None))
+        except SerializationError as error:
+            name = f"{self._metadata.full_name}.{self._info.name}"
+            raise explain_arguments(error, args, kwargs, name) from None
 
     def options(self, **options: Any) -> ActorMethod:
         """This method with other options, among them `name`; those not given stay.
@@ -146,8 +158,7 @@ class ActorMethod:
         context = ensure_context()
         self._template = self._metadata.template(context, self._info, self._options)
         self._submit = context.core.submit_actor_task
-        num_returns = self._info.num_returns(self._options)
-        self._wrap = {NUM_RETURNS_STREAMING: ObjectRefGenerator, NUM_RETURNS_DYNAMIC: dynamic_reference}.get(num_returns)
+        self._wrap = wrapper_of(self._info.num_returns(self._options))
         self._context = context
 
     def __repr__(self) -> str:
@@ -191,7 +202,9 @@ class ActorHandle:
         metadata = self._ray_metadata
         info = metadata.methods.get(name)
         if info is None:
-            raise AttributeError(f"'ActorHandle' object has no attribute '{name}': {metadata.class_name} has no such method")
+            raise AttributeError(
+                f"'ActorHandle' object has no attribute '{name}': {metadata.class_name} has no such method"
+            )
         bound = ActorMethod(self._ray_core, metadata, info, info.options)
         self.__dict__[name] = bound
         return bound
@@ -225,7 +238,11 @@ class ActorHandle:
     def __reduce__(self) -> Any:
         reference = self._ray_core.reference()
         return _rebuild_handle, (
-            reference, self._ray_core.actor_id(), self._ray_metadata.pickled, self._ray_name, self._ray_namespace,
+            reference,
+            self._ray_core.actor_id(),
+            self._ray_metadata.pickled,
+            self._ray_name,
+            self._ray_namespace,
         )
 
 
@@ -340,6 +357,8 @@ class ActorClass:
             core = context.core.create_actor(self._template, args, kwargs or None, creation)
         except ActorAlreadyExistsError:
             raise
+        except SerializationError as error:
+            raise explain_arguments(error, args, kwargs, f"{metadata.full_name}.__init__") from None
         except ValueError as error:
             name = creation["name"]
             if not name or "taken" not in str(error):
@@ -360,8 +379,8 @@ class ActorClass:
             >>> Counter.options(name="hits", lifetime="detached").remote()
         """
         merged = {**self._options, **actor_options}
-        validate_actor_options(actor_options if "name" in actor_options else {**actor_options, **_only_name(merged)},
-                               in_options=True)
+        # `get_if_exists` may come with the name that was given at definition.
+        validate_actor_options({**_only_name(merged), **actor_options}, in_options=True)
         if "scheduling_strategy" in actor_options and "placement_group" not in actor_options:
             for name in ("placement_group", "placement_group_bundle_index", "placement_group_capture_child_tasks"):
                 merged.pop(name, None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import traceback
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -127,16 +126,19 @@ class RayTaskError(RayError):
         ip: str,
         actor_repr: str | None = None,
         actor_id: str | None = None,
-        skip_files: tuple[str, ...] = (),
+        skip_directories: tuple[str, ...] = (),
     ) -> RayTaskError:
-        """The error for `cause`, raised just now in this process. Frames of `skip_files` are left out of the text."""
+        """The error for `cause`, raised just now in this process. Frames of files in
+        `skip_directories` are left out of the text."""
         where = [f"pid={os.getpid()}", f"ip={ip}"]
         if actor_id:
             where += [f"actor_id={actor_id}"]
         if actor_repr:
             where += [f"repr={actor_repr}"]
         head = f"ray::{function_name}() ({', '.join(where)})"
-        text = format_remote_traceback(head, cause, skip_files)
+        from ray._private.remote_traceback import format_remote_traceback
+
+        text = format_remote_traceback(head, cause, skip_directories)
         return cls(function_name, text, cause, ip=ip, actor_repr=actor_repr, actor_id=actor_id)
 
     def as_instanceof_cause(self) -> RayTaskError:
@@ -147,8 +149,14 @@ class RayTaskError(RayError):
         if issubclass(cause_type, RayTaskError):
             # A task that did not catch another task's failure: the first cause is what the user wants to catch.
             flat = RayTaskError(
-                self.function_name, self.traceback_str, _first_cause(self.cause), self.proctitle, self.pid, self.ip,
-                self.actor_repr, self._actor_id,
+                self.function_name,
+                self.traceback_str,
+                _first_cause(self.cause),
+                self.proctitle,
+                self.pid,
+                self.ip,
+                self.actor_repr,
+                self._actor_id,
             )
             return flat.as_instanceof_cause()
         try:
@@ -170,7 +178,7 @@ class RayTaskError(RayError):
         """
         dual = _dual_type(type(self.cause))
         # The cause's own __init__ is not run: it may need arguments that nobody knows.
-        instance = dual.__new__(dual)
+        instance: Any = dual.__new__(dual)  # type: ignore[call-overload]
         for name, value in vars(self).items():
             object.__setattr__(instance, name, value)
         instance.args = (self.cause,)
@@ -181,7 +189,13 @@ class RayTaskError(RayError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = (
-            self.function_name, self.traceback_str, self.cause, self.proctitle, self.pid, self.ip, self.actor_repr,
+            self.function_name,
+            self.traceback_str,
+            self.cause,
+            self.proctitle,
+            self.pid,
+            self.ip,
+            self.actor_repr,
             self._actor_id,
         )
         return _rebuild_task_error, (type(self) is not RayTaskError, arguments)
@@ -237,31 +251,6 @@ def _dual_type(cause_type: type) -> type:
     return dual
 
 
-def format_remote_traceback(head: str, error: BaseException, skip_files: tuple[str, ...] = ()) -> str:
-    """The text of `error` as a driver sees it: `head`, then the frames outside `skip_files`, then the error's line."""
-    summary = traceback.TracebackException.from_exception(error, capture_locals=False)
-    _drop_frames(summary, skip_files)
-    lines = list(summary.format())
-    if lines and lines[0].startswith("Traceback (most recent call last)") and summary.__cause__ is None:
-        if summary.__context__ is None or summary.__suppress_context__:
-            lines = lines[1:]
-    return head + "\n" + "".join(lines).rstrip("\n")
-
-
-def _drop_frames(summary: traceback.TracebackException | None, skip_files: tuple[str, ...]) -> None:
-    seen: set[int] = set()
-    pending = [summary]
-    while pending:
-        current = pending.pop()
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        kept = [frame for frame in current.stack if not frame.filename.endswith(skip_files)] if skip_files else None
-        if kept is not None:
-            current.stack[:] = kept
-        pending += [current.__cause__, current.__context__]
-
-
 class WorkerCrashedError(RayError):
     """The worker died while it ran the task, and no retry was left."""
 
@@ -315,10 +304,10 @@ class RayActorError(RayError):
         return self.error_msg
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_actor_error, (type(self), dict(vars(self)), self.args)
+        return _rebuild_by_state, (type(self), dict(vars(self)), self.args)
 
 
-def _rebuild_actor_error(cls: type[RayActorError], state: dict[str, Any], args: tuple[Any, ...]) -> RayActorError:
+def _rebuild_by_state(cls: type[RayError], state: dict[str, Any], args: tuple[Any, ...]) -> RayError:
     error = cls.__new__(cls)
     error.args = args
     error.__dict__.update(state)
@@ -381,7 +370,7 @@ class ObjectLostError(RayError):
         return f"{self._base()}\n\n{self.reason or self.REASON}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_actor_error, (type(self), dict(vars(self)), self.args)  # type: ignore[return-value]
+        return _rebuild_by_state, (type(self), dict(vars(self)), self.args)
 
 
 class ObjectFetchTimedOutError(ObjectLostError):
@@ -619,6 +608,4 @@ class AsyncioActorExit(RayError):
     """Raised inside an asyncio actor to leave it (`exit_actor`)."""
 
 
-__all__ += [
-    name for name, value in list(globals().items()) if isinstance(value, type) and issubclass(value, RayError)
-]
+__all__ += [name for name, value in list(globals().items()) if isinstance(value, type) and issubclass(value, RayError)]

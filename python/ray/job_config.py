@@ -49,7 +49,7 @@ class JobConfig:
             raise NotImplementedError("_disable_job_level_lineage_reconstruction is not built yet; use max_retries=0")
         if isinstance(code_search_path, str):
             raise TypeError(
-                "The type of code search path is incorrect: it must be a list of strings, got " f"{code_search_path!r}"
+                f"The type of code search path is incorrect: it must be a list of strings, got {code_search_path!r}"
             )
         self.jvm_options: list[str] = []
         self.code_search_path = list(code_search_path or [])
@@ -106,8 +106,15 @@ class JobConfig:
         """
         fields = json.loads(job_config_json) if isinstance(job_config_json, str) else dict(job_config_json)
         names = {"namespace": "ray_namespace", "py_driver_sys_path": "_py_driver_sys_path"}
-        known = {"jvm_options", "code_search_path", "runtime_env", "metadata", "ray_namespace", "default_actor_lifetime",
-                 "_py_driver_sys_path"}
+        known = {
+            "jvm_options",
+            "code_search_path",
+            "runtime_env",
+            "metadata",
+            "ray_namespace",
+            "default_actor_lifetime",
+            "_py_driver_sys_path",
+        }
         arguments = {names.get(key, key): value for key, value in fields.items()}
         unknown = arguments.keys() - known
         if unknown:

@@ -8,9 +8,10 @@ from typing import Any
 
 from ray._private import ray_constants
 from ray._private.context import SubmissionContext, current, ensure_context
-from ray._private.object_ref_generator import ObjectRefGenerator, dynamic_reference
+from ray._private.object_ref_generator import ObjectRefGenerator, wrapper_of
 from ray._private.options import validate_task_options
 from ray._private.ray_constants import NUM_RETURNS_DYNAMIC, NUM_RETURNS_STREAMING
+from ray._private.serialization import SerializationError, explain_arguments
 from ray._private.signature import CallSignature
 from ray._private.utils import function_display_name
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -84,9 +85,12 @@ class RemoteFunction:
             self._signature.check(args, kwargs)  # type: ignore[union-attr]
         elif not self._minimum <= len(args) <= self._maximum:
             self._signature.check(args, kwargs)  # type: ignore[union-attr]
-        if self._wrap is None:
-            return self._submit(self._template, args, kwargs or None)
-        return self._wrap(self._submit(self._template, args, kwargs or None))
+        try:
+            if self._wrap is None:
+                return self._submit(self._template, args, kwargs or None)
+            return self._wrap(self._submit(self._template, args, kwargs or None))
+        except SerializationError as error:
+            raise explain_arguments(error, args, kwargs, self._name) from None
 
     def options(self, **task_options: Any) -> RemoteFunction:
         """This function with other options; those not given stay.
@@ -156,7 +160,8 @@ class RemoteFunction:
                 "strategy": strategy,
                 "max_retries": ray_constants.DEFAULT_TASK_MAX_RETRIES if retries is None else retries,
                 "retry_exceptions": bool(retry),
-                "retry_exception_types": serialization.dumps(tuple(retry)) if isinstance(retry, (list, tuple)) and retry
+                "retry_exception_types": serialization.dumps(tuple(retry))
+                if isinstance(retry, (list, tuple)) and retry
                 else b"",
                 "runtime_env_json": resolve_runtime_env(context.runtime_env, options.get("runtime_env")),
                 "max_calls": max_calls,
@@ -167,7 +172,7 @@ class RemoteFunction:
         self._signature = signature
         self._minimum, self._maximum = signature.minimum, signature.maximum
         self._submit = context.core.submit_task
-        self._wrap = {NUM_RETURNS_STREAMING: ObjectRefGenerator, NUM_RETURNS_DYNAMIC: dynamic_reference}.get(num_returns)
+        self._wrap = wrapper_of(num_returns)
         self._context = context
 
     def __getstate__(self) -> dict[str, Any]:

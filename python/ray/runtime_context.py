@@ -104,7 +104,9 @@ class RuntimeContext:
 
     def _only_in_worker(self) -> bool:
         if not self._in_worker:
-            logger.warning("This method is only available when the process is a worker. Current mode: %s", self.worker.mode)
+            logger.warning(
+                "This method is only available when the process is a worker. Current mode: %s", self.worker.mode
+            )
         return self._in_worker
 
     @property

@@ -122,7 +122,8 @@ class ActorMetadata:
                 "strategy": {"kind": "DEFAULT"},
                 "max_retries": self.max_task_retries if retries is None else retries,
                 "retry_exceptions": bool(retry),
-                "retry_exception_types": serialization.dumps(tuple(retry)) if isinstance(retry, (list, tuple)) and retry
+                "retry_exception_types": serialization.dumps(tuple(retry))
+                if isinstance(retry, (list, tuple)) and retry
                 else b"",
                 "runtime_env_json": "",
                 "max_calls": 0,
@@ -145,8 +146,14 @@ def _default(value: Any, default: Any) -> Any:
 
 
 def _is_method(value: Any) -> bool:
-    return inspect.isfunction(value) or inspect.ismethod(value) or (
-        inspect.isroutine(value) and getattr(value, "__objclass__", None) is not object and not inspect.isbuiltin(value)
+    return (
+        inspect.isfunction(value)
+        or inspect.ismethod(value)
+        or (
+            inspect.isroutine(value)
+            and getattr(value, "__objclass__", None) is not object
+            and not inspect.isbuiltin(value)
+        )
     )
 
 

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_OWN_FILES = (__file__, os.path.join("concurrent", "futures", "thread.py"))
+# Frames of these directories are left out of what users see.
+_OWN_FILES = (os.path.dirname(__file__) + os.sep,)
 _DEFAULT_GROUP = ""
 
 
@@ -400,7 +401,7 @@ class Executor:
             ip=self._node_ip(),
             actor_repr=self._repr() if in_actor and self.instance is not None else None,
             actor_id=task.actor_id.hex() if in_actor else None,
-            skip_files=_OWN_FILES,
+            skip_directories=_OWN_FILES,
         )
         return serialization.dump_exception(error)
 

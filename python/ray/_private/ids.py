@@ -108,7 +108,7 @@ class BaseID:
         return int.from_bytes(hashlib.blake2b(self._bytes, digest_size=8).digest(), "little")
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._bytes == other._bytes  # type: ignore[attr-defined]
+        return type(self) is type(other) and self._bytes == other._bytes
 
     def __ne__(self, other: object) -> bool:
         return not self == other

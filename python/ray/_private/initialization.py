@@ -26,7 +26,14 @@ logger = logging.getLogger(__name__)
 _lock = threading.RLock()
 # Arguments that only make sense where a cluster is started.
 _CLUSTER_ARGUMENTS = (
-    "num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "system_config", "memory", "node_name",
+    "num_cpus",
+    "num_gpus",
+    "resources",
+    "labels",
+    "object_store_memory",
+    "system_config",
+    "memory",
+    "node_name",
     "node_ip_address",
 )
 _UNBUILT = {
@@ -162,9 +169,14 @@ def init(
     if unknown:
         raise RuntimeError(f"Unknown keyword argument(s): {', '.join(sorted(unknown))}")
     asked = {
-        "local_mode": local_mode, "enable_resource_isolation": enable_resource_isolation, "cgroup_path": cgroup_path,
-        "system_reserved_cpu": system_reserved_cpu, "system_reserved_memory": system_reserved_memory,
-        "proxy_server_url": proxy_server_url, "dashboard_port": dashboard_port, "include_dashboard": include_dashboard,
+        "local_mode": local_mode,
+        "enable_resource_isolation": enable_resource_isolation,
+        "cgroup_path": cgroup_path,
+        "system_reserved_cpu": system_reserved_cpu,
+        "system_reserved_memory": system_reserved_memory,
+        "proxy_server_url": proxy_server_url,
+        "dashboard_port": dashboard_port,
+        "include_dashboard": include_dashboard,
         **{name: value for name, value in kwargs.items() if name in _UNBUILT},
     }
     for name, value in asked.items():
@@ -193,7 +205,10 @@ def init(
             if problem:
                 raise ValueError(problem)
         parameters = {
-            "num_cpus": num_cpus, "num_gpus": num_gpus, "resources": resources, "labels": labels,
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "resources": resources,
+            "labels": labels,
             "object_store_memory": object_store_memory,
             **{name.removeprefix("_"): value for name, value in kwargs.items() if name in known},
         }
@@ -244,7 +259,9 @@ def _check_resources(resources: Any) -> None:
     for name, quantity in resources.items():
         if name in ("CPU", "GPU", "memory", "object_store_memory"):
             option = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "_memory"}.get(name, name)
-            raise ValueError(f"`{name}` cannot be a custom resource: use `{option}` instead, got resources={resources!r}")
+            raise ValueError(
+                f"`{name}` cannot be a custom resource: use `{option}` instead, got resources={resources!r}"
+            )
         _check_quantity(f"resource {name}", quantity)
 
 
@@ -259,7 +276,7 @@ def _connect(address: str | None, parameters: dict[str, Any], config: Any, log_t
         raise NotImplementedError(f"ray.init({address!r}): Ray Client is not built yet; give host:port of a node here")
     owned = False
     # "local" starts a cluster; no address joins one that `ray start` left on this machine, else starts one.
-    node = None if address == "local" else node_module.find_cluster(address, parameters.get("temp_dir"))
+    node: Any = None if address == "local" else node_module.find_cluster(address, parameters.get("temp_dir"))
     if node is None:
         node = node_module.start_local_cluster(parameters)
         owned = True

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from ray._private.ray_constants import NUM_RETURNS_DYNAMIC, NUM_RETURNS_STREAMING
 from ray._raylet import ObjectRef
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class ObjectRefGenerator(Generic[T]):
             waiter = watch_stream(self._stream)
             try:
                 await asyncio.wait_for(waiter, timeout_s)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 return ObjectRef.nil()
             known, reference = self._stream.try_next()
         if reference is None:
@@ -147,7 +148,7 @@ class ObjectRefGenerator(Generic[T]):
         )
 
 
-class DynamicObjectRef(ObjectRef):  # type: ignore[type-arg]
+class DynamicObjectRef(ObjectRef):
     """The one reference of a ``num_returns="dynamic"`` call, which can also be iterated directly."""
 
     def __iter__(self) -> Generator[ObjectRef[Any], None, None]:
@@ -161,6 +162,8 @@ def dynamic_reference(reference: ObjectRef[Any]) -> ObjectRef[Any]:
     return DynamicObjectRef(reference.binary())
 
 
-def is_generator(value: Any) -> bool:
-    """Whether `value` is what a streaming call returned."""
-    return isinstance(value, ObjectRefGenerator)
+def wrapper_of(num_returns: int) -> Callable[[Any], Any] | None:
+    """What is made of the extension's answer to a call with this many returns; None where it is passed on as it is."""
+    if num_returns == NUM_RETURNS_STREAMING:
+        return ObjectRefGenerator
+    return dynamic_reference if num_returns == NUM_RETURNS_DYNAMIC else None

@@ -222,7 +222,11 @@ def scheduling_strategy_types() -> tuple[type, ...]:
         )
 
         _strategy_types = (
-            NONE, str, PlacementGroupSchedulingStrategy, NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy,
+            NONE,
+            str,
+            PlacementGroupSchedulingStrategy,
+            NodeAffinitySchedulingStrategy,
+            NodeLabelSchedulingStrategy,
         )
     return _strategy_types
 
@@ -291,7 +295,7 @@ METHOD_OPTIONS: dict[str, Option] = {
 }
 
 
-def validate_task_options(options: dict[str, Any], *, in_options: bool = False) -> None:
+def validate_task_options(options: dict[str, Any]) -> None:
     """Checks the options of a remote function.
 
     Raises:
@@ -299,7 +303,6 @@ def validate_task_options(options: dict[str, Any], *, in_options: bool = False) 
         TypeError: of the wrong type.
         NotImplementedError: what is not built.
     """
-    del in_options
     _validate(options, TASK_OPTIONS, "remote functions")
     _refuse_unbuilt(options)
 
@@ -324,7 +327,9 @@ def validate_method_options(options: dict[str, Any]) -> None:
     known = METHOD_OPTIONS.keys() | {"name"}
     for name, value in options.items():
         if name not in known:
-            raise TypeError(f"options() of an actor's method got an unexpected keyword {name!r}; valid: {sorted(known)}")
+            raise TypeError(
+                f"options() of an actor's method got an unexpected keyword argument {name!r}; valid: {sorted(known)}"
+            )
         if name == "name":
             Option((str, NONE)).validate(name, value)
         else:
@@ -366,7 +371,7 @@ def _validate(options: dict[str, Any], known: dict[str, Option], what: str) -> N
 
 def _refuse_unbuilt(options: dict[str, Any]) -> None:
     if options.get("fallback_strategy"):
-        raise NotImplementedError("fallback_strategy: other selectors for when the first fits no node are not built yet")
+        raise NotImplementedError("fallback_strategy: selectors for when the first fits no node are not built yet")
     if options.get("_labels"):
         raise NotImplementedError("_labels: labels of tasks and actors are not built yet")
     if options.get("_num_objects_per_yield") not in (None, 1):
@@ -380,9 +385,3 @@ def normalized_concurrency_groups(value: Any) -> dict[str, int]:
     if isinstance(value, dict):
         return dict(value)
     return {item["name"]: item["max_concurrency"] for item in value}
-
-
-def update_options(base: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `new` laid over it, `_metadata` merged by key."""
-    merged = {**base, **new}
-    return merged

@@ -96,7 +96,7 @@ def resolve_strategy(
     elif isinstance(strategy, str):
         if strategy not in ("DEFAULT", "SPREAD"):
             raise ValueError(
-                f"Invalid scheduling_strategy value {strategy}. Valid values are \"DEFAULT\", \"SPREAD\", "
+                f'Invalid scheduling_strategy value {strategy}. Valid values are "DEFAULT", "SPREAD", '
                 "PlacementGroupSchedulingStrategy, NodeAffinitySchedulingStrategy and NodeLabelSchedulingStrategy."
             )
         if strategy == "SPREAD":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import types
 from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
@@ -47,10 +48,21 @@ class SerializationError(TypeError):
         return SerializationError, (str(self), self.path, repr(self.culprit), self.reason)
 
 
+_reduce_anonymous_code = cloudpickle.Pickler.dispatch_table[types.CodeType]
+
+
+def _reduce_code(code: types.CodeType) -> tuple[Any, ...]:
+    # cloudpickle leaves the file's name out; tracebacks need it to show the source line.
+    make, arguments = _reduce_anonymous_code(code)
+    return make, tuple(code.co_filename if type(a) is str and a == "<dynamic-code>" else a for a in arguments)
+
+
 class Pickler(cloudpickle.Pickler):
     """cloudpickle's pickler that knows the registered serializers."""
 
-    dispatch_table = ChainMap(_custom_reducers, cloudpickle.Pickler.dispatch_table)  # type: ignore[arg-type]
+    dispatch_table = ChainMap(
+        _custom_reducers, {types.CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table
+    )
 
 
 def serialize(value: Any, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None) -> bytes:
@@ -88,9 +100,22 @@ def explain_failure(value: Any, error: BaseException, what: str = "the value") -
     shown = _short(value)
     message = f"Could not serialize {what} {shown}: {inner or reason}"
     if path:
-        message += f"\nThe culprit is {path.removeprefix('.') if path.startswith('.') else 'at ' + path}: {_short(culprit)}"
+        message += f"\nThe culprit is at {path.strip()}: {_short(culprit)}"
     message += "\nray.util.inspect_serializability() shows more; ray.util.register_serializer() can teach a type."
     return SerializationError(message, path, culprit, inner or reason)
+
+
+def explain_arguments(
+    error: SerializationError, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
+) -> SerializationError:
+    """`error`, raised for the arguments of a call of `name`, as one that names the argument."""
+    from ray.util.check_serialize import cannot_pickle
+
+    for label, value in [*((str(index), value) for index, value in enumerate(args)), *kwargs.items()]:
+        if cannot_pickle(value) is not None:
+            cause = error.__cause__ or error
+            return explain_failure(value, cause, f"the argument {label} for a task or actor {name}:")
+    return error
 
 
 def _short(value: Any) -> str:
@@ -184,7 +209,8 @@ def dump_cause(cause: BaseException) -> bytes:
                 return data
         except Exception:
             pass
-    return _dump(exceptions.UnserializableException(f"{type(cause).__module__}.{type(cause).__qualname__}: {_text(cause)}"))
+    name = f"{type(cause).__module__}.{type(cause).__qualname__}"
+    return _dump(exceptions.UnserializableException(f"{name}: {_text(cause)}"))
 
 
 class _Parts:
@@ -218,7 +244,12 @@ def dump_exception(error: BaseException) -> bytes:
     """
     if isinstance(error, exceptions.RayTaskError):
         fields = (
-            error.function_name, error.traceback_str, error.proctitle, error.pid, error.ip, error.actor_repr,
+            error.function_name,
+            error.traceback_str,
+            error.proctitle,
+            error.pid,
+            error.ip,
+            error.actor_repr,
             error._actor_id,
         )
         return pickle.dumps((_TASK_ERROR, fields, dump_cause(error.cause)), protocol=5)
@@ -231,13 +262,12 @@ def load_exception(data: bytes) -> BaseException:
     try:
         cause = pickle.loads(pickled)
     except Exception as error:
-        text = fields[1]
-        cause = exceptions.UnserializableException(f"{text}\n(unpickling it here raised {type(error).__name__}: {error})")
+        text = f"{fields[1]}\n(unpickling it here raised {type(error).__name__}: {error})"
+        cause = exceptions.UnserializableException(text)
     if kind != _TASK_ERROR:
         return cause
     name, text, proctitle, pid, ip, actor_repr, actor_id = fields
-    error = exceptions.RayTaskError(name, text, cause, proctitle, pid, ip, actor_repr, actor_id)
-    return error.as_instanceof_cause()
+    return exceptions.RayTaskError(name, text, cause, proctitle, pid, ip, actor_repr, actor_id).as_instanceof_cause()
 
 
 class SerializationContext:

@@ -52,9 +52,14 @@ class CallSignature:
         except (TypeError, ValueError):
             return cls.anything(name)
         parameters = list(signature.parameters.values())
-        if skip_first and parameters and parameters[0].kind in (
-            inspect.Parameter.POSITIONAL_ONLY,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        if (
+            skip_first
+            and parameters
+            and parameters[0].kind
+            in (
+                inspect.Parameter.POSITIONAL_ONLY,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            )
         ):
             parameters = parameters[1:]
         return cls(name, tuple((p.name, int(p.kind), p.default is not p.empty) for p in parameters))

@@ -9,15 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 
-def main_module_name() -> str:
-    """What stands for ``__main__`` in names that people read: the script's name."""
-    main = sys.modules.get("__main__")
-    path = getattr(main, "__file__", None)
-    return os.path.splitext(os.path.basename(path))[0] if path else "__main__"
-
-
 def function_display_name(function: Callable[..., Any] | type) -> str:
-    """`module.qualname`, without the ``<locals>`` of enclosing functions' names changed."""
+    """`module.qualname`, as names are shown and kept."""
     module = getattr(function, "__module__", None) or "__main__"
     qualname = getattr(function, "__qualname__", None) or getattr(function, "__name__", None) or repr(function)
     return f"{module}.{qualname}"

@@ -248,9 +248,7 @@ def wait(
             f"ray.ObjectRefGenerator {ray_waitables}"
         )
     if not isinstance(ray_waitables, list):
-        raise TypeError(
-            f"wait() expected a list of ray.ObjectRef or ray.ObjectRefGenerator, got {type(ray_waitables)}"
-        )
+        raise TypeError(f"wait() expected a list of ray.ObjectRef or ray.ObjectRefGenerator, got {type(ray_waitables)}")
     if timeout is not None and timeout < 0:
         raise ValueError(f"The 'timeout' argument must be nonnegative. Received {timeout}")
     plain = True
@@ -340,7 +338,7 @@ def cancel(ray_waitable: Any, *, force: bool = False, recursive: bool = True) ->
         reference = ray_waitable.completed()
     if not isinstance(reference, ObjectRef):
         raise TypeError(
-            "ray.cancel() only supported for object refs. For actors, try ray.kill(). Got: " f"{type(ray_waitable)}."
+            f"ray.cancel() only supported for object refs. For actors, try ray.kill(). Got: {type(ray_waitable)}."
         )
     if force and reference.binary()[8:20] != b"\xff" * 12:
         raise ValueError("force=True is not supported for actor tasks.")
@@ -463,6 +461,20 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "LOCAL_MODE", "SCRIPT_MODE", "WORKER_MODE", "Worker", "auto_init", "cancel", "get", "get_actor", "get_gpu_ids",
-    "global_worker", "is_initialized", "kill", "put", "ray_constants", "remote", "wait",
+    "LOCAL_MODE",
+    "SCRIPT_MODE",
+    "WORKER_MODE",
+    "Worker",
+    "auto_init",
+    "cancel",
+    "get",
+    "get_actor",
+    "get_gpu_ids",
+    "global_worker",
+    "is_initialized",
+    "kill",
+    "put",
+    "ray_constants",
+    "remote",
+    "wait",
 ]

@@ -38,7 +38,7 @@ class _NamingStream(io.TextIOWrapper):
 
 
 def _id_bytes(value: str | bytes | None) -> bytes | None:
-    return bytes.fromhex(value) if isinstance(value, str) and value else value or None  # type: ignore[return-value]
+    return bytes.fromhex(value) if isinstance(value, str) and value else value or None
 
 
 def main(config: dict[str, Any]) -> int:

@@ -145,10 +145,20 @@ class RuntimeEnv(dict):
         super().__init__()
         del _validate  # It is always checked.
         fields = {
-            "py_modules": py_modules, "py_executable": py_executable, "working_dir": working_dir, "pip": pip,
-            "conda": conda, "container": container, "env_vars": env_vars,
-            "worker_process_setup_hook": worker_process_setup_hook, "nsight": nsight, "rocprof_sys": rocprof_sys,
-            "config": config, "image_uri": image_uri, "uv": uv, **kwargs,
+            "py_modules": py_modules,
+            "py_executable": py_executable,
+            "working_dir": working_dir,
+            "pip": pip,
+            "conda": conda,
+            "container": container,
+            "env_vars": env_vars,
+            "worker_process_setup_hook": worker_process_setup_hook,
+            "nsight": nsight,
+            "rocprof_sys": rocprof_sys,
+            "config": config,
+            "image_uri": image_uri,
+            "uv": uv,
+            **kwargs,
         }
         for name, value in fields.items():
             if value is not None:
@@ -322,13 +332,10 @@ def _checked(name: str, value: Any) -> Any:
     if name == "config":
         return RuntimeEnvConfig.parse_and_validate_runtime_env_config(value)
     if name in _UNBUILT:
-        raise NotImplementedError(f"runtime_env[{name!r}]: {_UNBUILT[name]} are not built yet" if _plural(name) else
-                                  f"runtime_env[{name!r}]: {_UNBUILT[name]} is not built yet")
-    raise ValueError(f"runtime_env has no field {name!r}; it has {_names(_BUILT)} (and, not built yet, {_names(_UNBUILT)})")
-
-
-def _plural(name: str) -> bool:
-    return _UNBUILT[name].split()[0].endswith("s") and not _UNBUILT[name].startswith("profiling")
+        raise NotImplementedError(f"runtime_env[{name!r}] is not built yet: {_UNBUILT[name]}")
+    raise ValueError(
+        f"runtime_env has no field {name!r}; it has {_names(_BUILT)} (and, not built yet, {_names(_UNBUILT)})"
+    )
 
 
 def _names(names: Iterable[str]) -> str:

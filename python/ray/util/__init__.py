@@ -24,8 +24,20 @@ _WHERE = {
     "get_node_ip_address": "ray._private.utils",
 }
 _MODULES = (
-    "accelerators", "actor_pool", "check_serialize", "collective", "dask", "debug", "helpers", "joblib", "metrics",
-    "multiprocessing", "queue", "scheduling_strategies", "serialization", "state",
+    "accelerators",
+    "actor_pool",
+    "check_serialize",
+    "collective",
+    "dask",
+    "debug",
+    "helpers",
+    "joblib",
+    "metrics",
+    "multiprocessing",
+    "queue",
+    "scheduling_strategies",
+    "serialization",
+    "state",
 )
 
 
@@ -59,8 +71,21 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "ActorPool", "as_completed", "deregister_serializer", "disable_log_once_globally", "enable_periodic_logging",
-    "get_current_placement_group", "get_node_instance_id", "get_node_ip_address", "get_placement_group",
-    "inspect_serializability", "list_named_actors", "log_once", "map_unordered", "placement_group",
-    "placement_group_table", "register_serializer", "remove_placement_group",
+    "ActorPool",
+    "as_completed",
+    "deregister_serializer",
+    "disable_log_once_globally",
+    "enable_periodic_logging",
+    "get_current_placement_group",
+    "get_node_instance_id",
+    "get_node_ip_address",
+    "get_placement_group",
+    "inspect_serializability",
+    "list_named_actors",
+    "log_once",
+    "map_unordered",
+    "placement_group",
+    "placement_group_table",
+    "register_serializer",
+    "remove_placement_group",
 ]

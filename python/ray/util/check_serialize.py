@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-
-
 _MAX_DEPTH = 12
 _MAX_NODES = 2_000
 
@@ -34,7 +32,7 @@ class FailureTuple:
         return f"FailTuple({self.name} [obj={self.obj}, parent={self.parent}])"
 
 
-def _failure(value: Any) -> str | None:
+def cannot_pickle(value: Any) -> str | None:
     """Why `value` cannot be pickled, or None."""
     from ray._private.serialization import Pickler
 
@@ -43,7 +41,7 @@ def _failure(value: Any) -> str | None:
             return len(data)
 
     try:
-        Pickler(Sink(), protocol=5, buffer_callback=lambda buffer: None).dump(value)  # type: ignore[arg-type]
+        Pickler(Sink(), protocol=5, buffer_callback=lambda buffer: None).dump(value)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
@@ -97,7 +95,7 @@ def find_culprit(value: Any) -> tuple[str, Any, str | None]:
         >>> find_culprit({"a": [threading.Lock()]})[0]
         "['a'][0]"
     """
-    path, culprit, reason = "", value, _failure(value)
+    path, culprit, reason = "", value, cannot_pickle(value)
     seen: set[int] = set()
     budget = _MAX_NODES
     for _ in range(_MAX_DEPTH):
@@ -109,7 +107,7 @@ def find_culprit(value: Any) -> tuple[str, Any, str | None]:
                     break
                 if id(part) in seen:
                     continue
-                inner = _failure(part)
+                inner = cannot_pickle(part)
                 if inner is not None:
                     found = (step, part, inner)
                     break
@@ -144,7 +142,7 @@ def inspect_serializability(
     width = min(len(title), 120)
     print("=" * width, title, "=" * width, sep="\n", file=file)
     failures: set[FailureTuple] = set()
-    fine = _inspect(base_obj, name or getattr(base_obj, "__name__", str(base_obj)), depth, None, "", failures, file, 0)
+    fine = _inspect(base_obj, name or str(getattr(base_obj, "__name__", base_obj)), depth, None, "", failures, file, 0)
     if not fine:
         print("=" * width, file=file)
         for failure in failures:
@@ -156,14 +154,14 @@ def inspect_serializability(
 def _inspect(
     value: Any, name: str, depth: int, parent: Any, path: str, failures: set[FailureTuple], file: Any, indent: int
 ) -> bool:
-    reason = _failure(value)
+    reason = cannot_pickle(value)
     if reason is None:
         return True
     print(f"{' ' * indent}!!! FAIL serialization: {reason}", file=file)
     blamed = False
     if depth > 0:
         for step, part in _parts(value):
-            if _failure(part) is not None:
+            if cannot_pickle(part) is not None:
                 print(f"{' ' * (indent + 4)}Serializing{step} {part!r}...", file=file)
                 _inspect(part, step.strip(" .()"), depth - 1, value, path + step, failures, file, indent + 4)
                 blamed = True

@@ -213,8 +213,14 @@ def placement_group_table(placement_group: PlacementGroup | None = None) -> dict
     from ray._private import state
 
     rows = state.query("placement_groups")
-    tables = {group_id: {**row, "bundles": _by_number(row["bundles"]),
-                         "bundles_to_node_id": _by_number(row["bundles_to_node_id"])} for group_id, row in rows.items()}
+    tables = {
+        group_id: {
+            **row,
+            "bundles": _by_number(row["bundles"]),
+            "bundles_to_node_id": _by_number(row["bundles_to_node_id"]),
+        }
+        for group_id, row in rows.items()
+    }
     if placement_group is None:
         return tables
     if placement_group.id.hex() not in tables:

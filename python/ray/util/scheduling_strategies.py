@@ -67,7 +67,9 @@ class NodeAffinitySchedulingStrategy:
                 "_spill_on_unavailable cannot be set when soft is False. Please set soft to True to use it."
             )
         if _fail_on_unavailable and soft:
-            raise ValueError("_fail_on_unavailable cannot be set when soft is True. Please set soft to False to use it.")
+            raise ValueError(
+                "_fail_on_unavailable cannot be set when soft is True. Please set soft to False to use it."
+            )
         self.node_id = text
         self.soft = bool(soft)
         self._spill_on_unavailable = _spill_on_unavailable

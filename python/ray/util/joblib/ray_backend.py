@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import ray
 from joblib._parallel_backends import MultiprocessingBackend
+
+import ray
 from ray.util.multiprocessing.pool import Pool
 
 
