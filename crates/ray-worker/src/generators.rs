@@ -306,13 +306,14 @@ impl Inner {
 }
 
 impl CoreWorker {
-    /// The node whose store an object's primary copy is in, for tests and the state API.
-    pub fn locations(&self, object: &ObjectId) -> Vec<NodeId> {
-        self.0
-            .lock()
-            .refs
-            .get(object)
-            .map(|entry| entry.locations().to_vec())
-            .unwrap_or_default()
+    /// The nodes that have an object, and its size where it is in a store.
+    pub fn locations(&self, object: &ObjectId) -> (Vec<NodeId>, Option<u64>) {
+        let state = self.0.lock();
+        let Some(entry) = state.refs.get(object) else { return (Vec::new(), None) };
+        match entry.value.value() {
+            SlotValue::Stored { bytes, .. } => (entry.locations().to_vec(), Some(bytes)),
+            SlotValue::Inline(value) => (vec![self.0.node_id], Some(value.size() as u64)),
+            SlotValue::Pending => (Vec::new(), None),
+        }
     }
 }

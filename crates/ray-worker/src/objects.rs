@@ -177,6 +177,35 @@ impl CoreWorker {
         }
     }
 
+    /// Lets the values go although they are counted: getting one says that it was freed.
+    pub fn free(&self, references: &[Reference], local_only: bool) -> Result<(), WorkerError> {
+        let mut state = self.0.enter()?;
+        for reference in references {
+            let Some(entry) = state.refs.get(&reference.id) else { continue };
+            if !entry.is_owned() || !reference.slot.is_ready() {
+                continue;
+            }
+            let nodes: Vec<NodeId> =
+                entry.locations().iter().copied().filter(|node| !local_only || *node == self.0.node_id).collect();
+            for node in &nodes {
+                state.refs.remove_location(&reference.id, *node);
+                self.0.free_on(&mut state, *node, &reference.id);
+            }
+            if local_only {
+                continue;
+            }
+            let error = ErrorValue {
+                kind: ray_wire::layout::ERROR_OBJECT_FREED,
+                message: format!("object {} was freed by ray.internal.free", reference.id),
+                object_id: id_bytes(reference.id.as_bytes()),
+                ..ErrorValue::default()
+            };
+            let wakes = reference.slot.set(SlotValue::Inline(Arc::new(error_value(&error))));
+            self.0.deliver(&mut state, wakes);
+        }
+        Ok(())
+    }
+
     /// Has the queue told when the object's value is known.
     pub fn watch(&self, reference: &Reference, queue: &crate::Completions, token: u64) -> Result<(), WorkerError> {
         let mut state = self.0.enter()?;

@@ -1,0 +1,411 @@
+//! Values between Python and bytes.
+//!
+//! Exact builtin types and arrays take the C pickler; anything else the Python hook (cloudpickle). Buffers travel out of
+//! band and are never copied on the way to the object store.
+//!
+//! Invariants:
+//! 1. References pickled while a value is serialized are collected for that value; pickled outside, they pin their
+//!    object until the job ends.
+//! 2. A view on a stored object keeps it pinned, read-only, for as long as the view lives.
+
+use std::cell::RefCell;
+use std::os::raw::c_int;
+
+use bytes::Bytes;
+use prost::Message;
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::PyBufferError;
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
+use pyo3::{ffi, intern};
+use ray_ids::{ObjectId, TaskId};
+use ray_wire::layout::{self, ErrorValue};
+use ray_worker::{Contained, InlineValue, Serialized, StoredValue, Value};
+
+use crate::core::Runtime;
+use crate::reference::ObjectRef;
+
+/// How deep the look for exact builtin types goes before the general pickler takes over.
+const MAX_DEPTH: u32 = 4;
+/// How many elements of containers are looked at.
+const MAX_LOOKED_AT: u32 = 64;
+/// Bytes below which in-band data is copied into a `bytes` for the unpickler.
+const COPY_BELOW_BYTES: usize = 64 << 10;
+
+/// What a value is read within: which runtime counts the references in it, and what stands in for them meanwhile.
+#[derive(Clone)]
+pub struct Reading {
+    pub runtime: Runtime,
+    pub task: Option<TaskId>,
+    pub outer: Option<ObjectId>,
+}
+
+thread_local! {
+    /// References found in the value being serialized on this thread, one list per nested serialization.
+    static COLLECTING: RefCell<Vec<Vec<Contained>>> = const { RefCell::new(Vec::new()) };
+    static READING: RefCell<Vec<Reading>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Notes a reference in the value being serialized. False: no value is being serialized on this thread.
+pub fn collect(contained: Contained) -> bool {
+    COLLECTING.with(|stack| match stack.borrow_mut().last_mut() {
+        Some(list) => {
+            list.push(contained);
+            true
+        }
+        None => false,
+    })
+}
+
+/// What the value being read on this thread is read within.
+pub fn reading() -> Option<Reading> {
+    READING.with(|stack| stack.borrow().last().cloned())
+}
+
+fn pickle_function<'py>(
+    py: Python<'py>,
+    cell: &'static PyOnceLock<Py<PyAny>>,
+    name: &str,
+) -> PyResult<&'py Bound<'py, PyAny>> {
+    Ok(cell
+        .get_or_try_init(py, || Ok::<_, PyErr>(py.import("_pickle")?.getattr(name)?.unbind()))?
+        .bind(py))
+}
+
+fn ndarray_type(py: Python<'_>) -> Option<Bound<'_, PyAny>> {
+    static NDARRAY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    if let Some(class) = NDARRAY.get(py) {
+        return Some(class.bind(py).clone());
+    }
+    // Who has an array has imported numpy; nobody else shall pay for it.
+    let modules = py.import("sys").ok()?.getattr("modules").ok()?;
+    let numpy = modules.cast::<PyDict>().ok()?.get_item("numpy").ok()??;
+    let class = numpy.getattr("ndarray").ok()?;
+    let _ = NDARRAY.set(py, class.clone().unbind());
+    Some(class)
+}
+
+/// Whether the C pickler does: exact builtin types, plain arrays and references, not too deep.
+fn is_plain(value: &Bound<'_, PyAny>, depth: u32, budget: &mut u32) -> bool {
+    if *budget == 0 {
+        return false;
+    }
+    *budget -= 1;
+    if value.is_none()
+        || value.is_exact_instance_of::<PyInt>()
+        || value.is_exact_instance_of::<PyString>()
+        || value.is_exact_instance_of::<PyBytes>()
+        || value.is_exact_instance_of::<PyFloat>()
+        || value.is_exact_instance_of::<PyBool>()
+    {
+        return true;
+    }
+    if depth == 0 {
+        return false;
+    }
+    if let Ok(list) = value.cast_exact::<PyList>() {
+        // Long lists are mostly of one kind; those of references are worth the look.
+        if list.len() > MAX_LOOKED_AT as usize {
+            return list.iter().all(|item| item.is_exact_instance_of::<ObjectRef>());
+        }
+        return list.iter().all(|item| is_plain(&item, depth - 1, budget));
+    }
+    if let Ok(tuple) = value.cast_exact::<PyTuple>() {
+        return tuple.len() <= MAX_LOOKED_AT as usize && tuple.iter().all(|item| is_plain(&item, depth - 1, budget));
+    }
+    if let Ok(dict) = value.cast_exact::<PyDict>() {
+        return dict.len() <= MAX_LOOKED_AT as usize
+            && dict
+                .iter()
+                .all(|(key, item)| is_plain(&key, 0, budget) && is_plain(&item, depth - 1, budget));
+    }
+    if value.is_exact_instance_of::<ObjectRef>() {
+        return true;
+    }
+    let py = value.py();
+    ndarray_type(py).is_some_and(|class| {
+        value.get_type().is(&class)
+            && value
+                .getattr(intern!(py, "dtype"))
+                .and_then(|dtype| dtype.getattr(intern!(py, "hasobject")))
+                .and_then(|flag| flag.extract::<bool>())
+                .is_ok_and(|has_objects| !has_objects)
+    })
+}
+
+/// The bytes of a Python buffer, which stays locked while they live.
+struct Buffer(PyBuffer<u8>);
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        if self.0.len_bytes() == 0 {
+            return &[];
+        }
+        // SAFETY: the buffer is contiguous (checked when it was taken) and stays exported while `self` lives. Python code
+        // that changes it meanwhile is a race that the program has with itself, as in any copy without the lock.
+        unsafe { std::slice::from_raw_parts(self.0.buf_ptr().cast::<u8>(), self.0.len_bytes()) }
+    }
+}
+
+// SAFETY: the pointer is only read; the export is released with the interpreter's lock by `PyBuffer`.
+unsafe impl Send for Buffer {}
+
+fn buffer_bytes(pickle_buffer: &Bound<'_, PyAny>) -> PyResult<Bytes> {
+    let raw = pickle_buffer.call_method0(intern!(pickle_buffer.py(), "raw"))?;
+    let buffer = PyBuffer::<u8>::get(&raw)?;
+    if !buffer.is_c_contiguous() {
+        return Err(PyBufferError::new_err("a buffer of the value is not contiguous"));
+    }
+    Ok(Bytes::from_owner(Buffer(buffer)))
+}
+
+/// Serializes a value. Raises what the hook raises for what cannot be pickled.
+pub fn serialize(runtime: &Runtime, value: &Bound<'_, PyAny>) -> PyResult<Serialized> {
+    let py = value.py();
+    if value.is_none() {
+        return Ok(Serialized {
+            format: layout::FORMAT_NONE,
+            inband: Bytes::new(),
+            buffers: Vec::new(),
+            contained: Vec::new(),
+        });
+    }
+    if let Ok(bytes) = value.cast_exact::<PyBytes>() {
+        return Ok(Serialized {
+            format: layout::FORMAT_BYTES,
+            inband: python_bytes(bytes),
+            buffers: Vec::new(),
+            contained: Vec::new(),
+        });
+    }
+    let buffers = PyList::empty(py);
+    let append = buffers.getattr(intern!(py, "append"))?;
+    COLLECTING.with(|stack| stack.borrow_mut().push(Vec::new()));
+    let pickled = if is_plain(value, MAX_DEPTH, &mut { MAX_LOOKED_AT }) {
+        static DUMPS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        pickle_function(py, &DUMPS, "dumps").and_then(|dumps| {
+            let options = PyDict::new(py);
+            options.set_item(intern!(py, "protocol"), 5)?;
+            options.set_item(intern!(py, "buffer_callback"), &append)?;
+            dumps.call((value,), Some(&options))
+        })
+    } else {
+        runtime
+            .hooks
+            .bind(py)
+            .call_method1(intern!(py, "serialize"), (value, append))
+    };
+    let contained = COLLECTING.with(|stack| stack.borrow_mut().pop()).unwrap_or_default();
+    let pickled = pickled?.cast_into::<PyBytes>()?;
+    let buffers = buffers
+        .iter()
+        .map(|buffer| buffer_bytes(&buffer))
+        .collect::<PyResult<Vec<_>>>()?;
+    Ok(Serialized {
+        format: layout::FORMAT_PICKLE,
+        inband: python_bytes(&pickled),
+        buffers,
+        contained,
+    })
+}
+
+/// Bytes of a Python `bytes`: copied where they will be kept inline, shared where they go to the object store.
+fn python_bytes(bytes: &Bound<'_, PyBytes>) -> Bytes {
+    if bytes.as_bytes().len() <= ray_wire::INLINE_LIMIT_BYTES {
+        Bytes::copy_from_slice(bytes.as_bytes())
+    } else {
+        Bytes::from_owner(PyBackedBytes::from(bytes.clone()))
+    }
+}
+
+/// Read-only bytes of a stored value, which stay where they are while this lives.
+#[pyclass(module = "ray._raylet", frozen)]
+pub struct ObjectBuffer {
+    value: StoredValue,
+    start: usize,
+    length: usize,
+}
+
+impl ObjectBuffer {
+    fn bytes(&self) -> &[u8] {
+        &self.value.pinned[self.start..self.start + self.length]
+    }
+}
+
+#[pymethods]
+impl ObjectBuffer {
+    fn __len__(&self) -> usize {
+        self.bytes().len()
+    }
+
+    // SAFETY: the contract of the buffer protocol: `view` is the caller's, and the bytes live as long as `slf`, which the
+    // view holds.
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let bytes = slf.get().bytes();
+        // SAFETY: as above; read-only, so that a request for a writable buffer is refused by the interpreter.
+        let filled = unsafe {
+            ffi::PyBuffer_FillInfo(
+                view,
+                slf.as_ptr(),
+                bytes.as_ptr() as *mut _,
+                bytes.len() as ffi::Py_ssize_t,
+                1,
+                flags,
+            )
+        };
+        if filled == -1 {
+            return Err(PyErr::fetch(slf.py()));
+        }
+        Ok(())
+    }
+}
+
+fn unpickle<'py>(
+    py: Python<'py>,
+    inband: &Bound<'py, PyAny>,
+    buffers: Vec<Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    static LOADS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let loads = pickle_function(py, &LOADS, "loads")?;
+    if buffers.is_empty() {
+        return loads.call1((inband,));
+    }
+    let options = PyDict::new(py);
+    options.set_item(intern!(py, "buffers"), buffers)?;
+    loads.call((inband,), Some(&options))
+}
+
+struct Scope;
+
+impl Scope {
+    fn enter(reading: Reading) -> Self {
+        READING.with(|stack| stack.borrow_mut().push(reading));
+        Self
+    }
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        READING.with(|stack| stack.borrow_mut().pop());
+    }
+}
+
+/// Makes the Python value. `Err` is a failure that the value is.
+pub fn deserialize<'py>(py: Python<'py>, reading: Reading, value: &Value) -> PyResult<Bound<'py, PyAny>> {
+    match value {
+        Value::Inline(value) => deserialize_inline(py, reading, value),
+        Value::Stored(value) => {
+            let (start, length) = value.layout.inband;
+            let inband = &value.pinned[start..start + length];
+            match value.layout.format {
+                layout::FORMAT_PICKLE => {
+                    let inband = if length < COPY_BELOW_BYTES {
+                        PyBytes::new(py, inband).into_any()
+                    } else {
+                        view(py, value, start, length)?
+                    };
+                    let mut buffers = Vec::with_capacity(value.layout.buffers.len());
+                    for (start, length) in &value.layout.buffers {
+                        buffers.push(view(py, value, *start, *length)?);
+                    }
+                    let _scope = Scope::enter(reading);
+                    unpickle(py, &inband, buffers)
+                }
+                format => deserialize_other(py, &reading, format, inband),
+            }
+        }
+    }
+}
+
+fn view<'py>(py: Python<'py>, value: &StoredValue, start: usize, length: usize) -> PyResult<Bound<'py, PyAny>> {
+    Ok(Bound::new(
+        py,
+        ObjectBuffer {
+            value: value.clone(),
+            start,
+            length,
+        },
+    )?
+    .into_any())
+}
+
+/// Makes the Python value of an inline one.
+pub fn deserialize_inline<'py>(py: Python<'py>, reading: Reading, value: &InlineValue) -> PyResult<Bound<'py, PyAny>> {
+    if value.format != layout::FORMAT_PICKLE {
+        return deserialize_other(py, &reading, value.format, &value.inband);
+    }
+    let inband = PyBytes::new(py, &value.inband).into_any();
+    // Small buffers are copied so that arrays over them are aligned.
+    let buffers = value
+        .buffers
+        .iter()
+        .map(|buffer| PyBytes::new(py, buffer).into_any())
+        .collect();
+    let _scope = Scope::enter(reading);
+    unpickle(py, &inband, buffers)
+}
+
+fn deserialize_other<'py>(
+    py: Python<'py>,
+    reading: &Reading,
+    format: u32,
+    inband: &[u8],
+) -> PyResult<Bound<'py, PyAny>> {
+    let hooks = reading.runtime.hooks.bind(py);
+    match format {
+        layout::FORMAT_NONE => Ok(py.None().into_bound(py)),
+        layout::FORMAT_BYTES => Ok(PyBytes::new(py, inband).into_any()),
+        layout::FORMAT_EXCEPTION => {
+            let _scope = Scope::enter(reading.clone());
+            let exception = hooks.call_method1(intern!(py, "deserialize_exception"), (PyBytes::new(py, inband),))?;
+            Err(PyErr::from_value(exception))
+        }
+        layout::FORMAT_ERROR => {
+            let error = ErrorValue::decode(inband).unwrap_or_else(|error| ErrorValue {
+                kind: layout::ERROR_SYSTEM,
+                message: format!("an error value is malformed: {error}"),
+                ..ErrorValue::default()
+            });
+            Err(PyErr::from_value(hooks.call_method1(
+                intern!(py, "error_from_value"),
+                (error_dict(py, &error)?,),
+            )?))
+        }
+        layout::FORMAT_CROSS_LANGUAGE => {
+            hooks.call_method1(intern!(py, "cross_language_loads"), (PyBytes::new(py, inband),))
+        }
+        other => Err(crate::error::RayletError::new_err(format!(
+            "a value has the unknown format {other}"
+        ))),
+    }
+}
+
+/// A death as a dictionary.
+pub fn death_dict<'py>(py: Python<'py>, death: &ray_wire::DeathCause) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("kind", death.kind)?;
+    dict.set_item("message", &death.message)?;
+    dict.set_item("exit_code", death.exit_code)?;
+    dict.set_item("signal", death.signal)?;
+    dict.set_item("pid", death.pid)?;
+    dict.set_item("log_tail", &death.log_tail)?;
+    dict.set_item("exception", PyBytes::new(py, &death.exception))?;
+    Ok(dict)
+}
+
+fn error_dict<'py>(py: Python<'py>, error: &ErrorValue) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("kind", error.kind)?;
+    dict.set_item("message", &error.message)?;
+    dict.set_item(
+        "death",
+        error.death.as_ref().map(|death| death_dict(py, death)).transpose()?,
+    )?;
+    dict.set_item("actor_id", PyBytes::new(py, &error.actor_id))?;
+    dict.set_item("task_id", PyBytes::new(py, &error.task_id))?;
+    dict.set_item("object_id", PyBytes::new(py, &error.object_id))?;
+    dict.set_item("name", &error.name)?;
+    Ok(dict)
+}
