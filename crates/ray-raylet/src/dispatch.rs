@@ -179,7 +179,8 @@ impl LocalScheduler {
     fn new_lease_id(&mut self) -> LeaseId {
         self.next_lease += 1;
         let mut bytes: [u8; 16] = self.random.bytes();
-        bytes[8..].copy_from_slice(&self.next_lease.to_be_bytes());
+        // The count comes first, so that leases are iterated in the order of their making.
+        bytes[..8].copy_from_slice(&self.next_lease.to_be_bytes());
         LeaseId::from_array(bytes)
     }
 

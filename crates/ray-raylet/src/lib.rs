@@ -7,10 +7,13 @@
 mod actors;
 mod dispatch;
 mod leases;
+pub mod objects;
 pub mod placement;
+pub mod pull;
 pub mod queues;
 mod report;
 pub mod scheduler;
+pub mod spill;
 pub mod types;
 pub mod worker_pool;
 pub mod shell;

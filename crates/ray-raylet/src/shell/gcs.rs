@@ -485,6 +485,11 @@ impl Node {
     pub(super) fn add_job(&mut self, worker: WorkerId, correlation: u64, pid: u32, config_json: String) {
         let add = AddJob { driver: Some(self.address_of(worker)), pid, config_json: config_json.clone(), job_number: 0 };
         let request = self.own_request(GcsCall::AddJob(add));
+        if self.gcs.watches.entry(WorkerId::NIL).or_default().channels.insert("logs".into()) {
+            // What this job's workers print on other nodes comes here.
+            let subscribe = self.own_request(GcsCall::Subscribe(ray_wire::Subscribe { channel: "logs".into() }));
+            self.ask_gcs(Asker::Nobody, &subscribe, Bytes::new());
+        }
         self.ask_gcs(Asker::AddJob { worker, correlation, config_json }, &request, Bytes::new());
     }
 
@@ -528,7 +533,9 @@ impl Node {
         };
         let payload = if payload.is_empty() { vec![] } else { vec![payload] };
         for worker in subscribers {
-            if let Some(link) = self.processes.get(&worker).and_then(|process| process.link.as_ref()) {
+            if worker.is_nil() {
+                self.logs_from_elsewhere(&publication.json);
+            } else if let Some(link) = self.processes.get(&worker).and_then(|process| process.link.as_ref()) {
                 let _ = link.send(kinds::PUBLICATION, 0, header.clone(), &payload);
             }
         }
@@ -539,6 +546,7 @@ impl Node {
         if !self.gcs.registered {
             return;
         }
+        self.sample_activity();
         let now = self.now();
         let mut report = self.scheduler.resource_report();
         let idle = self.scheduler.is_idle() && self.jobs.drivers.is_empty();

@@ -7,7 +7,9 @@
 //! 1. Only files of live workers are followed, each from its beginning; a line is sent once, whole (or cut at a limit).
 
 use super::config::RayletError;
+use super::node::{Node, Timer};
 use ray_ids::{JobId, WorkerId};
+use ray_wire::{kinds, LogLines};
 use rustc_hash::{FxHashMap, FxHashSet};
 use rustix::fs::inotify;
 use std::ffi::OsString;
@@ -180,6 +182,64 @@ fn take_lines(file: &mut Followed, all: &mut Vec<NewLines>) {
     }
     flush(&file.name, &mut lines);
     file.partial.drain(..start);
+}
+
+/// The channel on which lines travel whose driver is on another node.
+const LOG_CHANNEL: &str = "logs";
+
+impl Node {
+    /// Reads what changed and sends it to the drivers.
+    pub(super) fn read_logs(&mut self) {
+        let (all, more) = self.logs.read(self.limits.log_batch_bytes);
+        for new in all {
+            let Some(job) = self.processes.get(&new.worker).and_then(|process| process.job) else { continue };
+            let message = LogLines {
+                pid: new.pid,
+                name: new.name,
+                host: self.config.host.clone(),
+                is_error: new.is_error,
+                lines: new.lines,
+                job_id: ray_wire::id_bytes(job.as_bytes()),
+            };
+            match self.jobs().drivers.get(&job) {
+                Some(driver) => self.send_to(driver, kinds::LOG_LINES, 0, ray_wire::encode(&message)),
+                None => self.publish_on(LOG_CHANNEL, log_json(&message)),
+            }
+        }
+        if more && !self.has_timer(Timer::ReadLogs) {
+            self.at(self.limits.log_interval_ms, Timer::ReadLogs);
+        }
+    }
+
+    /// Lines from another node, for a driver here.
+    pub(super) fn logs_from_elsewhere(&mut self, json: &str) {
+        let Some(message) = serde_json::from_str(json).ok().and_then(|json| log_from_json(&json)) else { return };
+        let driver = JobId::from_binary(&message.job_id).ok().and_then(|job| self.jobs().drivers.get(&job).copied());
+        if let Some(driver) = driver {
+            self.send_to(&driver, kinds::LOG_LINES, 0, ray_wire::encode(&message));
+        }
+    }
+}
+
+fn log_json(message: &LogLines) -> String {
+    serde_json::json!({
+        "pid": message.pid, "name": message.name, "host": message.host, "is_error": message.is_error,
+        "lines": message.lines, "job_id": ray_ids::to_hex(&message.job_id),
+    })
+    .to_string()
+}
+
+fn log_from_json(json: &serde_json::Value) -> Option<LogLines> {
+    let text = |name: &str| json.get(name).and_then(|value| value.as_str()).map(str::to_string);
+    let lines = json.get("lines")?.as_array()?.iter().filter_map(|line| line.as_str().map(str::to_string));
+    Some(LogLines {
+        pid: u32::try_from(json.get("pid")?.as_u64()?).ok()?,
+        name: text("name")?,
+        host: text("host")?,
+        is_error: json.get("is_error")?.as_bool()?,
+        lines: lines.collect(),
+        job_id: ray_ids::from_hex(&text("job_id")?)?.into(),
+    })
 }
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ mod node;
 mod processes;
 mod query;
 mod signals;
+mod spilling;
+mod transfer;
 mod zygote;
 
 pub use config::{Limits, RayletConfig, RayletError};

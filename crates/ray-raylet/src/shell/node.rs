@@ -10,18 +10,23 @@ use super::gcs::GcsLink;
 use super::logs::Logs;
 use super::processes::{Jobs, Process, Watchers};
 use super::signals::{self, Signals};
+use super::spilling::Spiller;
+use super::transfer::{AskedChunk, Waiter};
 use super::zygote::{Zygote, ZygoteCommand};
+use crate::objects::{Owners, RoomQueue};
+use crate::pull::{PullEvent, PullLimits, Pulls, WaiterId};
 use crate::scheduler::LocalScheduler;
+use crate::spill::SpillIndex;
 use crate::types::{Event, Milliseconds, SchedulerConfig, SchedulerLimits};
 use bytes::Bytes;
-use ray_ids::{NodeId, WorkerId};
+use ray_ids::{NodeId, ObjectId, WorkerId};
 use ray_rpc::{AuthToken, CloseReason, Frame, Link, Reactor, Target};
 use ray_sched::{ResourceSet, UnitResources};
-use ray_store::{StoreConfig, StoreServer};
+use ray_store::{LocalBuffer, StoreConfig, StoreServer};
 use ray_wire::kinds;
 use ray_wire::{Address, HandOver, NodeInfo};
 use rustc_hash::FxHashMap;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -39,7 +44,6 @@ pub(super) enum LinkRole {
     Remote(WorkerId),
     /// Another raylet.
     Raylet(NodeId),
-    Gcs,
     /// It only asks.
     Tool,
 }
@@ -56,6 +60,10 @@ pub(super) enum Timer {
     RestartZygote,
     ReadLogs,
     LeaveAfterDrain,
+    /// Somebody waits for room in the object store.
+    Room,
+    /// What waited for the end of a step.
+    Later,
 }
 
 pub(super) const TOKEN_SIGNALS: u64 = 1;
@@ -100,6 +108,29 @@ pub struct Node {
     /// Fork requests that no zygote has been asked yet.
     pub(super) zygote_backlog: BTreeMap<u64, serde_json::Value>,
     pub(super) logs: Logs,
+    pub(super) owners: Owners,
+    pub(super) owner_nodes: FxHashMap<WorkerId, NodeId>,
+    pub(super) room: RoomQueue,
+    pub(super) serving_room: bool,
+    pub(super) last_extent_recall_ms: Milliseconds,
+    pub(super) spilled: SpillIndex,
+    pub(super) spiller: Spiller,
+    pub(super) spill_error: Option<String>,
+    pub(super) spill_not_before: Milliseconds,
+    /// Who waits for an object to come back from disk.
+    pub(super) restoring: FxHashMap<ObjectId, Vec<WaiterId>>,
+    pub(super) pulls: Pulls,
+    pub(super) waiters: FxHashMap<WaiterId, Waiter>,
+    pub(super) next_waiter: WaiterId,
+    pub(super) buffers: FxHashMap<ObjectId, LocalBuffer>,
+    /// First chunks, kept until their objects have a buffer.
+    pub(super) held_chunks: FxHashMap<ObjectId, Bytes>,
+    /// The chunk that is being handled.
+    pub(super) arriving: Option<Bytes>,
+    pub(super) asked_chunks: FxHashMap<u64, AskedChunk>,
+    pub(super) next_chunk: u64,
+    pub(super) later: VecDeque<PullEvent>,
+    pub(super) peers: FxHashMap<NodeId, Arc<Link>>,
     pub(super) next_token: u64,
     pub(super) timers: BTreeSet<(Milliseconds, Timer)>,
     pub(super) stopping: bool,
@@ -165,6 +196,13 @@ impl Node {
         };
         let evidence = Evidence::create(&evidence_path, limits.maximum_workers as usize + 64)?;
         let logs = Logs::new(&log_directory)?;
+        let spiller = Spiller::start(&session.join("spill").join(short), reactor.clone())?;
+        let pulls = Pulls::new(PullLimits {
+            chunk_bytes: limits.object_chunk_bytes,
+            window: limits.object_chunk_window as usize,
+            chunk_timeout_ms: limits.object_chunk_timeout_ms,
+            total_bytes: limits.object_pull_bytes,
+        });
         let zygote_command = ZygoteCommand {
             python: config.python_executable.clone(),
             python_path: config.python_path.clone(),
@@ -209,6 +247,26 @@ impl Node {
             zygote_failures: 0,
             zygote_backlog: BTreeMap::new(),
             logs,
+            owners: Owners::default(),
+            owner_nodes: FxHashMap::default(),
+            room: RoomQueue::default(),
+            serving_room: false,
+            last_extent_recall_ms: 0,
+            spilled: SpillIndex::default(),
+            spiller,
+            spill_error: None,
+            spill_not_before: 0,
+            restoring: FxHashMap::default(),
+            pulls,
+            waiters: FxHashMap::default(),
+            next_waiter: 0,
+            buffers: FxHashMap::default(),
+            held_chunks: FxHashMap::default(),
+            arriving: None,
+            asked_chunks: FxHashMap::default(),
+            next_chunk: 0,
+            later: VecDeque::new(),
+            peers: FxHashMap::default(),
             next_token: 1,
             timers: BTreeSet::new(),
             stopping: false,
@@ -294,7 +352,7 @@ impl Node {
     pub fn next_due(&self) -> Option<Instant> {
         let own = self.timers.first().map(|(at, _)| *at);
         let tick = self.scheduler.next_tick(self.now());
-        let at = [own, tick].into_iter().flatten().min()?;
+        let at = [own, tick, self.pulls.next_tick()].into_iter().flatten().min()?;
         Some(self.start + Duration::from_millis(at))
     }
 
@@ -322,7 +380,12 @@ impl Node {
                 Timer::RestartZygote => self.start_zygote(),
                 Timer::ReadLogs => self.read_logs(),
                 Timer::LeaveAfterDrain => self.stop(None),
+                Timer::Room => self.room_timer(),
+                Timer::Later => self.run_later(),
             }
+        }
+        if self.pulls.next_tick().is_some_and(|at| at <= now) {
+            self.step_pulls(PullEvent::Tick);
         }
         if self.scheduler.next_tick(now.saturating_sub(1)).is_some_and(|at| at <= now) {
             self.step(Event::Tick);
@@ -330,7 +393,9 @@ impl Node {
     }
 
     /// The spill thread has something to say.
-    pub fn on_wake(&mut self) {}
+    pub fn on_wake(&mut self) {
+        self.take_spilled();
+    }
 
     /// A watched descriptor is readable.
     pub fn on_descriptor(&mut self, token: u64) {
@@ -393,7 +458,8 @@ impl Node {
         let remote = matches!(link.peer(), ray_rpc::Peer::Tcp { .. });
         let role = match hello.as_ref().and_then(|hello| Some((hello.node().ok()?, hello.worker().ok()?))) {
             Some((node, worker)) if remote && worker.is_nil() => LinkRole::Raylet(node),
-            Some((_, worker)) if remote && !worker.is_nil() => {
+            Some((node, worker)) if remote && !worker.is_nil() => {
+                self.owner_nodes.insert(worker, node);
                 self.remote_owners.insert(worker, link.clone());
                 LinkRole::Remote(worker)
             }
@@ -409,6 +475,7 @@ impl Node {
         }
         let Some((_, role)) = self.links.remove(&link.id()) else { return };
         self.watchers.forget_link(link.id());
+        self.cancel_waiters(|waiter| waiter.link.id() == link.id());
         match role {
             LinkRole::Process(worker) => self.process_link_closed(worker, &reason.sentence),
             LinkRole::Remote(worker) => {
@@ -417,7 +484,8 @@ impl Node {
                     self.step(Event::OwnerGone { process: worker });
                 }
             }
-            LinkRole::Raylet(_) | LinkRole::Unknown | LinkRole::Tool | LinkRole::Gcs => {}
+            LinkRole::Raylet(node) => self.peer_closed(node, link),
+            LinkRole::Unknown | LinkRole::Tool => {}
         }
     }
 
@@ -455,6 +523,9 @@ impl Node {
     /// Feeds the scheduler and carries out what it says.
     pub(super) fn step(&mut self, event: Event) {
         let now = self.now();
+        if matches!(event, Event::RequestLease { .. } | Event::Tick) {
+            self.sample_activity();
+        }
         let before = (self.scheduler.revision(), self.scheduler.waiting());
         let commands = self.scheduler.step(event, now);
         for command in commands {
@@ -462,6 +533,29 @@ impl Node {
         }
         if before != (self.scheduler.revision(), self.scheduler.waiting()) {
             self.report_soon();
+        }
+    }
+
+    /// Learns from the workers' own words which leases run something. Workers that do not say are left as they are.
+    pub(super) fn sample_activity(&mut self) {
+        let (mut idle, mut busy) = (Vec::new(), Vec::new());
+        for (lease, worker, first_sequence) in self.scheduler.active_leases() {
+            let Some(index) = self.processes.get(&worker).and_then(|process| process.evidence) else { continue };
+            let (finished, started) = (self.evidence.finished(index), self.evidence.started(index));
+            if finished < first_sequence {
+                // It says nothing, or nothing was pushed to it yet.
+            } else if finished >= started {
+                idle.push(lease);
+            } else {
+                busy.push(lease);
+            }
+        }
+        if !idle.is_empty() || !busy.is_empty() {
+            // What waits may be served by what is idle now.
+            let now = self.now();
+            for command in self.scheduler.step(Event::Activity { idle, busy }, now) {
+                self.carry_out(command);
+            }
         }
     }
 
