@@ -379,7 +379,7 @@ impl StoreClient {
         self.shared.absorb_returned(&mut state);
         state
             .free
-            .take(limit_bytes)
+            .take_warm(limit_bytes)
             .into_iter()
             .map(|(offset, len)| Extent {
                 offset,

@@ -26,7 +26,7 @@ fn life(server: &RefCell<StoreServer>, client: &StoreClient) {
     drop(shared);
     client.request_delete(&object(5)).unwrap();
     server.borrow_mut().drain_rings();
-    put(6, 2_000_000);
+    put(6, 600_000);
     let pinned = get(client, 6).unwrap();
     for extent in client.unused(10_000) {
         server.borrow_mut().give_back(client.slot(), extent).unwrap();
@@ -41,7 +41,7 @@ fn life(server: &RefCell<StoreServer>, client: &StoreClient) {
 fn a_client_killed_at_any_store_is_undone() {
     let mut stores = 0;
     loop {
-        let server = RefCell::new(server(8 << 20, 100));
+        let server = RefCell::new(server(3 << 20, 100));
         let client = attach(&mut server.borrow_mut());
         let witness = attach(&mut server.borrow_mut());
         put(&mut server.borrow_mut(), &witness, 50, 4000).unwrap();
@@ -79,8 +79,8 @@ fn a_client_killed_at_any_store_is_undone() {
         );
         let successor = attach(&mut server);
         assert_eq!(successor.slot().number, slot.number);
-        put(&mut server, &successor, 60, 4_000_000).unwrap();
-        assert_eq!(&get(&successor, 60).unwrap()[..], &content(60, 4_000_000)[..]);
+        put(&mut server, &successor, 60, 1_200_000).unwrap();
+        assert_eq!(&get(&successor, 60).unwrap()[..], &content(60, 1_200_000)[..]);
         assert_eq!(&seen[..], &content(50, 4000)[..]);
         drop(seen);
         server.drain_rings();

@@ -8,7 +8,7 @@
 //! 2. There is one `LocalBuffer` for its bytes, and nobody else reads or writes them until it is sealed.
 
 use std::ops::Deref;
-use std::sync::atomic::{fence, AtomicBool, Ordering};
+use std::sync::atomic::{fence, AtomicU8, Ordering};
 use std::sync::Arc;
 
 use ray_ids::ObjectId;
@@ -18,11 +18,18 @@ use crate::StoreError;
 
 /// Counts handles: the server has one clone, each handle another. It carries whether the bytes have memory.
 #[derive(Debug, Clone)]
-pub(crate) struct Hold(Arc<AtomicBool>);
+pub(crate) struct Hold(Arc<AtomicU8>);
+
+/// The bytes have no memory yet.
+const UNRESERVED: u8 = 0;
+/// They have.
+const RESERVED: u8 = 1;
+/// There was none for them.
+const NO_MEMORY: u8 = 2;
 
 impl Hold {
     pub fn new(reserved: bool) -> Self {
-        Self(Arc::new(AtomicBool::new(reserved)))
+        Self(Arc::new(AtomicU8::new(if reserved { RESERVED } else { UNRESERVED })))
     }
 
     /// Whether a handle lives. Only the server makes handles from none, so once this is false it stays false until the
@@ -35,7 +42,11 @@ impl Hold {
     }
 
     pub fn is_reserved(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.load(Ordering::Acquire) == RESERVED
+    }
+
+    pub fn found_no_memory(&self) -> bool {
+        self.0.load(Ordering::Acquire) == NO_MEMORY
     }
 }
 
@@ -90,9 +101,10 @@ impl LocalBuffer {
             if let Err(error) = self.mapping.populate_data(self.offset, self.size) {
                 // A part may have got memory, which others need more. That it failed is what matters.
                 let _ = self.mapping.release_data(self.offset, self.size);
+                self.hold.0.store(NO_MEMORY, Ordering::Release);
                 return Err(error);
             }
-            self.hold.0.store(true, Ordering::Release);
+            self.hold.0.store(RESERVED, Ordering::Release);
         }
         // SAFETY: this is the only handle to the bytes, it is borrowed mutably, and the hold keeps them from being
         // reused.

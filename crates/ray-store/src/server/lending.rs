@@ -62,6 +62,8 @@ impl StoreServer {
         }
         client.next_lend_bytes = FIRST_LEND_BYTES;
         let mut unreserved = std::mem::take(&mut client.unreserved);
+        // It comes back as it was lent where the client found no memory for it.
+        self.memory_is_short |= !extent.reserved;
         self.take_back(&mut unreserved, extent.offset, extent.len);
         self.client(slot)?.unreserved = unreserved;
         Ok(())
@@ -86,13 +88,31 @@ impl StoreServer {
 
     /// Allocates and, unless that would take long, reserves; tells whether it did.
     pub(super) fn allocate(&mut self, minimum: u64, wanted: u64) -> Result<(Allocation, bool), StoreError> {
-        let mut allocation = self.allocator.allocate_between(minimum, wanted);
-        if allocation.is_none() {
-            self.collect();
-            allocation = self.allocator.allocate_between(minimum, wanted);
-        }
+        let result = match self.try_allocate(minimum, wanted) {
+            Err(StoreError::Full { .. }) => {
+                self.collect();
+                self.try_allocate(minimum, wanted)
+            }
+            // The file system is smaller than the store. Now that this is known, warm memory and the least will do.
+            Err(StoreError::NoMemory { .. }) => self.try_allocate(minimum, wanted),
+            other => other,
+        };
+        self.under_pressure = result.is_err();
+        result
+    }
+
+    fn try_allocate(&mut self, minimum: u64, wanted: u64) -> Result<(Allocation, bool), StoreError> {
+        let allocation = if self.memory_is_short {
+            if let Some(warm) = self.allocator.allocate_warm(minimum, wanted) {
+                return Ok((warm, true));
+            }
+            // Pages that lie free in pieces that are too short give their memory to those that are about to be used.
+            self.trim(minimum)?;
+            self.allocator.allocate(minimum)
+        } else {
+            self.allocator.allocate_between(minimum, wanted)
+        };
         let Some(allocation) = allocation else {
-            self.under_pressure = true;
             let ledger = self.ledger();
             return Err(StoreError::Full {
                 needed: minimum,
@@ -103,16 +123,20 @@ impl StoreServer {
                 awaiting_unpin: ledger.awaiting_unpin,
             });
         };
-        let reserved = allocation.temperature == Temperature::Warm || allocation.len <= SERVER_RESERVES_BYTES;
-        if reserved && allocation.temperature == Temperature::Cold {
-            if let Err(error) = self.mapping.reserve_data(allocation.offset, allocation.len) {
-                self.allocator
-                    .free(allocation.offset, allocation.len, Temperature::Cold);
-                self.under_pressure = true;
+        let Allocation {
+            offset,
+            len,
+            temperature,
+        } = allocation;
+        let reserved = temperature == Temperature::Warm || len <= SERVER_RESERVES_BYTES;
+        if reserved && temperature == Temperature::Cold {
+            if let Err(error) = self.mapping.reserve_data(offset, len) {
+                self.allocator.free(offset, len, Temperature::Cold);
+                self.memory_is_short = true;
                 return Err(error);
             }
+            self.memory_is_short = false;
         }
-        self.under_pressure = false;
         Ok((allocation, reserved))
     }
 
@@ -183,11 +207,11 @@ impl StoreServer {
         self.allocator.warm_bytes()
     }
 
-    /// Gives up to `bytes` of free memory back to the system, and tells how many bytes of address space that were.
+    /// Gives up to `bytes` of free warm memory back to the system, and tells how many it were.
     pub fn trim(&mut self, bytes: u64) -> Result<u64, StoreError> {
         let mut trimmed = 0;
         let mut failure = None;
-        for (offset, len) in self.allocator.take(bytes) {
+        for (offset, len) in self.allocator.take_warm(bytes) {
             let result = self.mapping.release_data(offset, len);
             let temperature = if result.is_ok() {
                 Temperature::Cold

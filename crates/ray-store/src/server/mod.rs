@@ -110,6 +110,8 @@ pub struct StoreServer {
     next_generation: u64,
     /// Somebody could not be served, so freed memory is not returned to its last user.
     under_pressure: bool,
+    /// The file system had no memory for some page when it was last asked.
+    memory_is_short: bool,
     /// The raylet says that creators wait, which has the same effect.
     creators_wait: bool,
     events: Vec<StoreEvent>,
@@ -141,6 +143,7 @@ impl StoreServer {
             next_age: 0,
             next_generation: 1,
             under_pressure: false,
+            memory_is_short: false,
             creators_wait: false,
             events: Vec::new(),
         })

@@ -141,6 +141,7 @@ impl StoreServer {
             } else {
                 Temperature::Cold
             };
+            self.memory_is_short |= filling.hold.found_no_memory();
             self.allocator.free(filling.offset, filling.bytes, temperature);
         }
     }
