@@ -752,3 +752,44 @@ fn a_handler_may_stop_the_reactor() {
         assert_eq!(client.reactor.link_count(), 0);
     }
 }
+
+/// A leader and a follower both come out of their sleep when a handler ran on their thread, as the caller needs it to
+/// answer Ctrl-C.
+#[test]
+fn a_signal_interrupts_leaders_and_followers() {
+    extern "C" fn nothing(_signal: libc::c_int) {}
+    // SAFETY: a zeroed sigaction is a valid one with an empty mask and no flags (so without SA_RESTART), and the handler
+    // does nothing at all.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as *const () as usize;
+        assert_eq!(libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()), 0);
+    }
+    let side = Side::new(Config::default());
+    std::thread::scope(|scope| {
+        let wait = || {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            let reactor = &side.reactor;
+            let waiting = scope.spawn(move || {
+                // SAFETY: only asks for the calling thread's own handle.
+                sender.send(unsafe { libc::pthread_self() }).unwrap();
+                reactor.wait(&Waiter::new(), Some(Instant::now() + LIMIT))
+            });
+            (receiver.recv().unwrap(), waiting)
+        };
+        let (leader, leading) = wait();
+        while side.reactor.stats().leader_sleeps == 0 {
+            std::thread::yield_now();
+        }
+        let (follower, following) = wait();
+        for (thread, waiting) in [(follower, following), (leader, leading)] {
+            // A signal in the moment before the sleep is not seen by it, so it is sent until it is.
+            while !waiting.is_finished() {
+                // SAFETY: the thread was not joined yet, so its handle is valid.
+                unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert_eq!(waiting.join().unwrap(), WaitOutcome::Interrupted);
+        }
+    });
+}
