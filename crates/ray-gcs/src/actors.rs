@@ -25,7 +25,7 @@ use ray_wire::{
 
 use crate::messages::GcsMessage;
 use crate::nodes::{resource_set, HoldingKey};
-use crate::placing::Wish;
+use crate::placing::{group_removed_cause, Wish};
 use crate::records::{ActorRecord, Table};
 use crate::state::{done, id_field, invalid, refusal, Gcs};
 
@@ -290,11 +290,19 @@ impl Gcs {
                     ..DeathCause::default()
                 },
             );
+        } else if let Some(cause) = self.group_is_gone(id) {
+            self.kill_actor(id, cause);
         } else {
             self.actor_changed(id);
         }
         self.place_at_end = true;
         self.actor_reply(id)
+    }
+
+    /// Why an actor cannot live any more, where its placement group was removed.
+    fn group_is_gone(&self, id: ActorId) -> Option<DeathCause> {
+        let (group, _) = self.actors.rows.get(&id)?.wish.group?;
+        self.groups.is_removed(&group).then(|| group_removed_cause(group))
     }
 
     /// Stores and publishes what an actor has become.
@@ -458,8 +466,11 @@ impl Gcs {
             let creation = Arc::make_mut(&mut row.creation);
             creation.call = None;
             creation.payload = bytes::Bytes::new();
+            creation.handle_metadata = bytes::Bytes::new();
         });
-        self.delete_row(Table::ActorCreations, id.as_bytes());
+        if let Some(creation) = self.actors.rows.get(&id).map(|row| row.creation.clone()) {
+            self.put_row(Table::ActorCreations, id.as_bytes(), creation.as_ref());
+        }
         self.actor_changed(id);
         self.actors.dead.push_back(id);
         self.remove_groups_of_actor(id);
@@ -473,6 +484,7 @@ impl Gcs {
                 self.actors.forget(oldest);
                 self.tombstones.insert(oldest);
                 self.delete_row(Table::Actors, oldest.as_bytes());
+                self.delete_row(Table::ActorCreations, oldest.as_bytes());
             }
         }
     }

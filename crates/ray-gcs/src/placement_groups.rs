@@ -166,8 +166,17 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
-    pub(crate) fn was_removed(&self, id: &PlacementGroupId) -> bool {
+    /// Removed and no longer remembered.
+    fn was_removed(&self, id: &PlacementGroupId) -> bool {
         self.forgotten.contains(id)
+    }
+
+    /// Removed, remembered or not.
+    pub(crate) fn is_removed(&self, id: &PlacementGroupId) -> bool {
+        match self.rows.get(id) {
+            Some(row) => row.phase == GroupPhase::Removed,
+            None => self.was_removed(id),
+        }
     }
 
     pub(crate) fn waiting(&self) -> usize {

@@ -131,6 +131,16 @@ pub(crate) fn label_selector(conditions: &[LabelCondition]) -> Result<LabelSelec
     })
 }
 
+/// Why an actor of a removed group is dead.
+pub(crate) fn group_removed_cause(group: PlacementGroupId) -> DeathCause {
+    let message = format!("its placement group {group} was removed");
+    DeathCause {
+        kind: DEATH_PLACEMENT_GROUP,
+        message,
+        ..DeathCause::default()
+    }
+}
+
 /// What became of trying to place an actor.
 enum Outcome {
     Placed(NodeId),
@@ -186,41 +196,27 @@ impl Gcs {
             infeasible: false,
         };
         if let Some((group, bundle)) = wish.group {
-            match self.groups.rows.get(&group) {
-                Some(row) if row.phase == GroupPhase::Removed => {
-                    let message = format!("its placement group {group} was removed");
-                    return Outcome::Hopeless(DeathCause {
-                        kind: DEATH_PLACEMENT_GROUP,
-                        message,
-                        ..DeathCause::default()
-                    });
-                }
-                Some(row) => {
-                    let count = row.bundles.len();
-                    if let Some(bundle) = bundle.filter(|bundle| *bundle as usize >= count) {
-                        let message =
-                            format!("its placement group {group} has {count} bundle(s) and no bundle {bundle}");
-                        return Outcome::Hopeless(DeathCause {
-                            kind: DEATH_UNSCHEDULABLE,
-                            message,
-                            ..DeathCause::default()
-                        });
-                    }
-                    if row.phase != GroupPhase::Created {
-                        let infeasible = row.infeasible;
-                        let reason = format!("its placement group {group} is not ready: {}", row.pending_reason);
-                        return Outcome::Waits { reason, infeasible };
-                    }
-                }
-                None if self.groups.was_removed(&group) => {
-                    let message = format!("its placement group {group} was removed");
-                    return Outcome::Hopeless(DeathCause {
-                        kind: DEATH_PLACEMENT_GROUP,
-                        message,
-                        ..DeathCause::default()
-                    });
-                }
-                None => return waits(format!("its placement group {group} is not registered yet")),
+            if self.groups.is_removed(&group) {
+                return Outcome::Hopeless(group_removed_cause(group));
+            }
+            let Some(row) = self.groups.rows.get(&group) else {
+                return waits(format!("its placement group {group} is not registered yet"));
+            };
+            let count = row.bundles.len();
+            if let Some(bundle) = bundle.filter(|bundle| *bundle as usize >= count) {
+                let message = format!("its placement group {group} has {count} bundle(s) and no bundle {bundle}");
+                return Outcome::Hopeless(DeathCause {
+                    kind: DEATH_UNSCHEDULABLE,
+                    message,
+                    ..DeathCause::default()
+                });
+            }
+            if row.phase != GroupPhase::Created {
+                let reason = format!("its placement group {group} is not ready: {}", row.pending_reason);
+                return Outcome::Waits {
+                    reason,
+                    infeasible: row.infeasible,
+                };
             }
         }
         let settings = HybridSettings::default();

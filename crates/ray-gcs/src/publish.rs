@@ -3,8 +3,8 @@
 //! It refuses watches beyond a process's limit.
 //!
 //! Invariants:
-//! 1. Each node's publications count up from 1 within an epoch without a gap; after a new link the node says which it
-//!    saw last, and if one is missing the present states are published again.
+//! 1. Each node's publications count up from 1 within an epoch without a gap. News may be lost with a link, and so may
+//!    wishes to watch: a node that registers again says what it watches and is told the present states anew.
 //! 2. The watches of a dead process or node are gone. A watched actor that is dead is watched by nobody.
 //! 3. Who watches is told the present state at once.
 
@@ -338,8 +338,12 @@ impl Gcs {
         }
     }
 
-    /// Takes in what a node's processes watch, as the node tells it when it registers again.
+    /// Takes in what a node's processes watch, as the node tells it when it registers again: it knows of processes that
+    /// died meanwhile, and of news that were lost with the link. A node that says nothing keeps what it had.
     pub(crate) fn restore_watches(&mut self, node: NodeId, watches: &[ray_wire::ProcessWatches]) {
+        if !watches.is_empty() {
+            self.watches_forget_node(node);
+        }
         for watch in watches {
             let Ok(worker) = WorkerId::from_binary(&watch.worker_id) else {
                 continue;

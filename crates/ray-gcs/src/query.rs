@@ -234,7 +234,7 @@ fn text<'a>(query: &'a Value, field: &str) -> Option<&'a str> {
 
 impl Gcs {
     /// Answers a question in JSON.
-    pub(crate) fn query(&self, query_json: &str) -> GcsReply {
+    pub fn query(&self, query_json: &str) -> GcsReply {
         let query: Value = match serde_json::from_str(query_json) {
             Ok(query) => query,
             Err(error) => return invalid(format!("the query is not JSON: {error}")),

@@ -71,11 +71,7 @@ impl Gcs {
         self.reconcile_bundles(id, &message.bundles);
         self.reconcile_jobs(id, &message.driver_jobs);
         self.restore_watches(id, &message.watches);
-        let seen = (message.publisher_epoch, message.publisher_sequence);
-        let sent = self.nodes.get(&id).map_or(0, |row| row.publication_sequence);
-        if seen != (self.epoch, sent) {
-            self.publish_snapshot(id);
-        }
+        self.publish_snapshot(id);
         let finished = self.jobs.rows.iter().filter(|(_, row)| row.finished);
         let answer = NodeRegistered {
             cluster_id: id_field(self.cluster_id.as_bytes()),

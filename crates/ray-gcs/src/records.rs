@@ -18,7 +18,7 @@ pub enum Table {
     Jobs = 3,
     /// Actor id to `ActorRecord`.
     Actors = 4,
-    /// Actor id to `ray_wire::ActorCreation`, kept while the actor may be created again.
+    /// Actor id to `ray_wire::ActorCreation`; of a dead actor without what only another creation would need.
     ActorCreations = 5,
     /// Placement group id to `GroupRecord`.
     PlacementGroups = 6,

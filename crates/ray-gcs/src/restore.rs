@@ -170,28 +170,9 @@ impl Gcs {
             let id = ActorId::from_binary(&stored.key).map_err(|error| bad(stored.table, error))?;
             let record: ActorRecord = read(stored)?;
             let state = record.state.ok_or_else(|| bad(stored.table, "it has no state"))?;
-            let creation = match creations.remove(&stored.key) {
-                Some(value) => ActorCreation::decode(value).map_err(|error| bad(Table::ActorCreations, error))?,
-                None if state.state == ACTOR_DEAD => ActorCreation {
-                    owner: state.owner,
-                    max_restarts: state.max_restarts,
-                    max_task_retries: state.max_task_retries,
-                    detached: state.detached,
-                    name: state.name,
-                    namespace: state.namespace,
-                    class_name: state.class_name,
-                    handle_metadata: state.handle_metadata,
-                    out_of_order: state.out_of_order,
-                    max_pending_calls: state.max_pending_calls,
-                    ..ActorCreation::default()
-                },
-                None => {
-                    return Err(bad(
-                        Table::ActorCreations,
-                        format!("actor {id} has none and is not dead"),
-                    ))
-                }
-            };
+            let creation = creations.remove(&stored.key);
+            let creation = creation.ok_or_else(|| bad(Table::ActorCreations, format!("actor {id} has none")))?;
+            let creation = ActorCreation::decode(creation).map_err(|error| bad(Table::ActorCreations, error))?;
             let node = NodeId::from_binary(&record.node_id).ok();
             let phase = match (state.state, node) {
                 (ACTOR_DEAD, _) => Phase::Dead,

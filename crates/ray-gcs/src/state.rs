@@ -233,6 +233,11 @@ impl Gcs {
         self.epoch
     }
 
+    /// Whether a node is alive and has a link.
+    pub fn is_connected(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|row| row.alive && row.link_up)
+    }
+
     pub(crate) fn finish_step(&mut self, random: &mut dyn FnMut() -> u64) -> Vec<Command> {
         // Placing may kill an actor or remove a group, whose consequences may free room: then it goes round again.
         // Each round that asks for another has made something final, so the rounds are finite.

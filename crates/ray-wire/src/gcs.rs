@@ -29,7 +29,7 @@ pub struct RegisterNode {
     pub publisher_epoch: u64,
     #[prost(uint64, tag = "7")]
     pub publisher_sequence: u64,
-    /// What the processes there watch, for a control plane that restarted.
+    /// What the processes there watch, for a control plane that restarted and for news that were lost with a link.
     #[prost(message, repeated, tag = "8")]
     pub watches: Vec<ProcessWatches>,
 }

@@ -1,0 +1,12 @@
+//! Tests of the control plane: the machine table by table, restarts, randomized histories, storage and shell.
+
+mod actors;
+mod groups;
+mod history;
+mod jobs_and_keys;
+mod nodes;
+mod queries;
+mod restarts;
+mod shell;
+mod storage;
+mod world;
