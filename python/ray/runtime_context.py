@@ -124,16 +124,16 @@ class RuntimeContext:
         task = self._current_task() if self._only_in_worker() else None
         if task is None:
             return None
-        return task.name or (self._function_name(task).split(".", 1)[-1])
+        if task.name != task.function_name:
+            return task.name
+        # Without a name of its own: the function's, without its module.
+        parts = task.function_name.split(".")
+        return ".".join(parts[-2:] if task.method_name else parts[-1:])
 
     def get_task_function_name(self) -> str | None:
         """Module and name of the running function; None in a driver."""
         task = self._current_task() if self._only_in_worker() else None
-        return None if task is None else self._function_name(task)
-
-    @staticmethod
-    def _function_name(task: Any) -> str:
-        return task.function_name
+        return None if task is None else task.function_name
 
     def is_canceled(self) -> bool:
         """Whether the running task was cancelled; for threads and long loops that look.

@@ -16,8 +16,9 @@ import logging
 import os
 import sys
 import threading
+import types
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,28 @@ logger = logging.getLogger(__name__)
 # Frames of these directories are left out of what users see.
 _OWN_FILES = (os.path.dirname(__file__) + os.sep,)
 _DEFAULT_GROUP = ""
+
+
+@types.coroutine
+def _in_task(core: CoreWorker, task: RunningTask, coroutine: Any) -> Generator[Any, Any, Any]:
+    """Runs `coroutine` with `task` as the thread's current one during each of its steps, and only then."""
+    sent: Any = None
+    thrown: BaseException | None = None
+    while True:
+        core.set_current_task(task)
+        try:
+            waited = coroutine.send(sent) if thrown is None else coroutine.throw(thrown)
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            core.set_current_task(None)
+        try:
+            sent, thrown = (yield waited), None
+        except GeneratorExit:
+            coroutine.close()
+            raise
+        except BaseException as error:
+            sent, thrown = None, error
 
 
 class _Group:
@@ -305,13 +328,7 @@ class Executor:
         try:
             if self.core.is_cancelled(task):
                 raise asyncio.CancelledError
-            value = function(*args, **kwargs)
-            if inspect.isawaitable(value):
-                value = await value
-            if inspect.isasyncgen(value):
-                value = await self._drive_on_loop(task, value)
-            elif inspect.isgenerator(value):
-                value = self.run_generator(task, value)
+            value = await _in_task(self.core, task, self._call_on_loop(task, function, args, kwargs))
         except BaseException as caught:
             value, error = None, caught
         self._coroutines.pop(task.task_id, None)
@@ -319,6 +336,18 @@ class Executor:
         while group.waiting and group.running < group.limit:
             self._start(group, *group.waiting.popleft())
         self.core.finish(task, value, error)
+
+    async def _call_on_loop(
+        self, task: RunningTask, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        value = function(*args, **kwargs)
+        if inspect.isawaitable(value):
+            value = await value
+        if inspect.isasyncgen(value):
+            return await self._drive_on_loop(task, value)
+        if inspect.isgenerator(value):
+            return self.run_generator(task, value)
+        return value
 
     async def _drive_on_loop(self, task: RunningTask, generator: Any) -> Any:
         if task.num_returns != ray_constants.NUM_RETURNS_STREAMING:
@@ -376,13 +405,13 @@ class Executor:
 
     def dump_exception(self, task: RunningTask, exception: BaseException) -> bytes:
         """Pickles what a call raised, as its references hold it."""
-        from ray.actor import ActorExit
-
-        if isinstance(exception, (ActorExit, exceptions.AsyncioActorExit)):
+        in_actor = bool(task.method_name) or bool(self.creation.get("class_name"))
+        if in_actor and isinstance(exception, (SystemExit, exceptions.AsyncioActorExit)):
+            called = "sys.exit()" if type(exception) is SystemExit else "exit_actor()"
             died = exceptions.ActorDiedError(
                 f"{exceptions.ActorDiedError.BASE_ERROR_MSG}\n\tclass_name: {self.creation.get('class_name', '')}\n"
                 f"\tactor_id: {task.actor_id.hex()}\n\tpid: {os.getpid()}\n"
-                "The actor is dead because exit_actor() is called.",
+                f"The actor is dead because {called} was called in it.",
                 task.actor_id.hex(),
             )
             return serialization.dump_exception(died)
@@ -390,7 +419,6 @@ class Executor:
         if isinstance(exception, (KeyboardInterrupt, asyncio.CancelledError)) and self.core.is_cancelled(task):
             cause = exceptions.TaskCancelledError(TaskID(task.task_id))
             cause.__traceback__ = exception.__traceback__
-        in_actor = bool(task.method_name) or self.creation.get("class_name")
         if in_actor:
             name = f"{self.creation.get('class_name', '')}.{task.method_name or '__init__'}"
         else:

@@ -158,8 +158,11 @@ class DynamicObjectRef(ObjectRef):
 
 
 def dynamic_reference(reference: ObjectRef[Any]) -> ObjectRef[Any]:
-    """`reference` as one that can be iterated."""
-    return DynamicObjectRef(reference.binary())
+    """`reference` as one that can be iterated; the plain one where the extension cannot make one reference of another."""
+    try:
+        return DynamicObjectRef(reference)  # type: ignore[arg-type]
+    except TypeError:
+        return reference
 
 
 def wrapper_of(num_returns: int) -> Callable[[Any], Any] | None:

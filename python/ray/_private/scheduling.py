@@ -116,7 +116,7 @@ def resolve_strategy(
     elif isinstance(strategy, NodeLabelSchedulingStrategy):
         hard = [expression.condition() for expression in strategy.hard] + parse_label_selector(selector or {})
         soft = [expression.condition() for expression in strategy.soft]
-        return {"kind": "NODE_LABEL", "hard": hard, "soft": soft}
+        return {"kind": "NODE_LABEL", "hard": hard, "soft_labels": soft}
 
     if group == "default":
         if captured_group is not None and not selector:
@@ -150,7 +150,7 @@ def _with_selector(strategy: dict[str, Any], selector: dict[str, str] | None) ->
         return strategy
     conditions = parse_label_selector(selector)
     if strategy["kind"] == "DEFAULT":
-        return {"kind": "NODE_LABEL", "hard": conditions, "soft": []}
+        return {"kind": "NODE_LABEL", "hard": conditions}
     raise NotImplementedError(
         f"label_selector together with the {strategy['kind']} strategy is not built yet: use one of them, or "
         "NodeLabelSchedulingStrategy"

@@ -24,13 +24,13 @@ class _NamingStream(io.TextIOWrapper):
     def __init__(self, descriptor: int, core: CoreWorker) -> None:
         raw = io.FileIO(descriptor, "w", closefd=False)
         super().__init__(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
-        self._core = core
+        self._current_task = getattr(core, "current_task", None)
         self._name = ""
 
     def write(self, text: str) -> int:
-        task = self._core.current_task()
+        task = self._current_task() if self._current_task is not None else None
         if task is not None and not task.method_name:
-            name = task.name or task.function_name.rpartition(".")[2]
+            name = task.name if task.name != task.function_name else task.name.rpartition(".")[2]
             if name != self._name and name != "__init__":
                 self._name = name
                 super().write(f"{ray_constants.LOG_PREFIX_TASK_NAME}{name}\n")
