@@ -171,7 +171,12 @@ impl World {
 
     /// The owner let go: nobody may hold the object, or be about to.
     fn freed(&mut self, at: usize, object: ObjectId) {
-        if self.processes[at].values.remove(&object).is_none() || self.tainted.contains(&object) {
+        let Some(contents) = self.processes[at].values.remove(&object) else {
+            return;
+        };
+        if self.tainted.contains(&object) {
+            // Whoever reads it still reads its contents without a cover.
+            self.tainted.extend(contents.into_iter().map(|(inner, _)| inner));
             return;
         }
         for (index, process) in self.processes.iter().enumerate().filter(|(_, process)| process.alive) {
