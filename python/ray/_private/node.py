@@ -133,6 +133,10 @@ class NodeHandle:
 
     def _write_record(self) -> None:
         detached = self._pipe_write_fd is None
+        processes = {name: daemon.record() for name, daemon in self._daemons.items()}
+        if "supervisor" in processes:
+            with open(services.supervised_pid_path(self.session_directory)) as file:
+                processes["gcs_server"] = services.describe_process(int(file.read()))
         services.write_record(
             self.session_directory,
             {
@@ -146,7 +150,7 @@ class NodeHandle:
                 "session_directory": self.session_directory,
                 "token_fingerprint": authentication.fingerprint(self._auth_token, self.session_name),
                 "starter": services.describe_process(os.getpid()),
-                "processes": {name: daemon.record() for name, daemon in self._daemons.items()},
+                "processes": processes,
                 "started_at": time.time(),
             },
         )
@@ -294,7 +298,7 @@ class NodeHandle:
         self._wake_supervisor()
         deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
         raylet = self._daemons.get("raylet")
-        gcs = self._daemons.get("gcs_server")
+        gcs = self._daemons.get("gcs_server") or self._daemons.get("supervisor")
         if raylet is not None:
             if allow_graceful:
                 raylet.stop(deadline - 0.5)
@@ -415,8 +419,11 @@ def start_node(
     try:
         if is_head:
             # Both start at once; the raylet tries until the control plane's socket is there.
-            config = services.gcs_config(session_directory, token, pipe_read, system_config)
-            daemons["gcs_server"] = services.Daemon("gcs_server", session_directory, config, parent_fds)
+            config = services.gcs_config(session_directory, pipe_read, system_config)
+            if detached:
+                daemons["supervisor"] = services.start_supervised_gcs(session_directory, node_id, config)
+            else:
+                daemons["gcs_server"] = services.Daemon("gcs_server", session_directory, config, parent_fds)
             gcs_socket = config["socket_path"]
         raylet_config = {
             "node_id": node_id,

@@ -21,6 +21,7 @@ from typing import Any
 DEFAULT_TEMP_DIRECTORY = "/tmp/ray"
 CURRENT_CLUSTER_FILE = "ray_current_cluster"
 SESSION_LATEST = "session_latest"
+OTHER_ROOTS_FILE = "other_temp_dirs"
 START_TIMEOUT_S = float(os.environ.get("RAY_START_TIMEOUT_S", 30.0))
 LOG_TAIL_LINES = 20
 SESSIONS_KEPT = 64
@@ -221,7 +222,34 @@ def sessions(root: str) -> list[str]:
 
 def live_records(root: str) -> list[dict[str, Any]]:
     """The records of every node of ours that runs on this machine, the newest session's first."""
-    return [record for session in sessions(root) for record in read_records(session) if record_is_alive(record)]
+    return [
+        record
+        for directory in known_roots(root)
+        for session in sessions(directory)
+        for record in read_records(session)
+        if record_is_alive(record)
+    ]
+
+
+def known_roots(root: str) -> list[str]:
+    """`root`, and the other directories in which `ray start --temp-dir` started nodes."""
+    roots = [root]
+    try:
+        with open(os.path.join(root, OTHER_ROOTS_FILE)) as file:
+            roots += [line for line in file.read().splitlines() if os.path.isdir(line) and line not in roots]
+    except OSError:
+        pass
+    return roots
+
+
+def remember_root(root: str) -> None:
+    """Notes that nodes were started in `root`, where that is not the usual directory."""
+    usual = temp_root()
+    if root in known_roots(usual):
+        return
+    os.makedirs(usual, exist_ok=True)
+    with open(os.path.join(usual, OTHER_ROOTS_FILE), "a") as file:
+        file.write(root + "\n")
 
 
 def prune_sessions(root: str) -> None:
@@ -264,21 +292,51 @@ def log_paths(session_directory: str, name: str) -> tuple[str, str]:
 # --- daemons ---
 
 
+def daemon_command(name: str) -> list[str]:
+    """The command line of the daemon "gcs_server" or "raylet"."""
+    return [sys.executable or "python3", "-S", "-E", "-c", _DAEMON_PROGRAM, name, extension_path()]
+
+
+def start_supervised_gcs(session_directory: str, node_id: str, config: dict[str, Any]) -> Daemon:
+    """Starts the control plane under a supervisor that outlives this process. Returns the supervisor."""
+    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "supervisor.py")
+    job = {
+        "command": daemon_command("gcs_server"),
+        "config": config,
+        "pid_path": supervised_pid_path(session_directory),
+        "record_path": record_path(session_directory, node_id),
+    }
+    command = [sys.executable or "python3", "-S", "-E", program]
+    return Daemon("gcs_server", session_directory, job, (), command)
+
+
+def supervised_pid_path(session_directory: str) -> str:
+    """Where a supervisor writes the pid of the control plane."""
+    return os.path.join(session_directory, "gcs_server.pid")
+
+
 class Daemon:
     """One daemon that this process started: its process, its logs and the configuration it was given."""
 
-    def __init__(self, name: str, session_directory: str, config: dict[str, Any], pass_fds: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        session_directory: str,
+        config: dict[str, Any],
+        pass_fds: tuple[int, ...],
+        command: list[str] | None = None,
+    ) -> None:
         self.name = name
         self.config = config
         self.out_path, self.err_path = log_paths(session_directory, name)
+        self._command = command or daemon_command(name)
         self.process = self._start(pass_fds)
 
     def _start(self, pass_fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
-        executable = sys.executable or "python3"
         environment = {key: value for key, value in os.environ.items() if key != "RAY_AUTH_TOKEN"}
         with open(self.out_path, "ab") as out, open(self.err_path, "ab") as err:
             process = subprocess.Popen(
-                [executable, "-S", "-E", "-c", _DAEMON_PROGRAM, self.name, extension_path()],
+                self._command,
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=err,
@@ -347,16 +405,13 @@ class Daemon:
                 pass  # Stuck in the kernel; nothing more can be done from here.
 
 
-def gcs_config(
-    session_directory: str, auth_token: str, parent_fd: int | None, system_config: dict[str, Any]
-) -> dict[str, Any]:
+def gcs_config(session_directory: str, parent_fd: int | None, system_config: dict[str, Any]) -> dict[str, Any]:
     """The control plane's configuration (`GcsConfig` of the crate ray-gcs)."""
     return {
         "session_name": os.path.basename(session_directory),
         "session_directory": session_directory,
+        "data_directory": os.path.join(session_directory, "gcs"),
         "socket_path": os.path.join(session_directory, "sockets", "gcs"),
-        "storage_path": os.path.join(session_directory, "gcs.sqlite"),
-        "auth_token": auth_token,
         "parent_fd": parent_fd,
         "system_config": system_config,
     }
@@ -419,8 +474,4 @@ def remove_leftovers(session_directory: str, node_id: str, is_last: bool) -> Non
         pass
     if is_last:
         shutil.rmtree(os.path.join(session_directory, "sockets"), ignore_errors=True)
-        for path in glob.glob(os.path.join(glob.escape(session_directory), "gcs.sqlite*")):
-            try:
-                os.unlink(path)
-            except OSError:
-                pass
+        shutil.rmtree(os.path.join(session_directory, "gcs"), ignore_errors=True)
