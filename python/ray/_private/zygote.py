@@ -31,7 +31,15 @@ _MAXIMUM_MESSAGE_BYTES = 64 << 20
 _LOADER_VARIABLES = ("LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONHASHSEED", "LD_AUDIT")
 _PREIMPORTED = (
     "ray",
+    "ray._raylet",
     "ray._private.worker_main",
+    "ray._private.worker",
+    "ray._private.context",
+    "ray._private.executor",
+    "ray._private.hooks",
+    "ray._private.logging_config",
+    "cloudpickle",
+    "faulthandler",
     "asyncio",
     "concurrent.futures",
     "threading",
@@ -94,7 +102,7 @@ def _preimport() -> list[str]:
     for name in _PREIMPORTED:
         try:
             importlib.import_module(name)
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             missing.append(f"{name}: {error}")
     return missing
 
