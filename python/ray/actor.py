@@ -514,6 +514,7 @@ def exit_actor() -> None:
             f"exit_actor API is called on a non-actor worker, {global_worker.mode}. Call this API inside an actor "
             "methods if you'd like to exit the actor gracefully."
         )
+    global_worker.exiting = True
     global_worker.core.exit_worker("exit_actor() is called.")
     if async_compat.current_task.get() is not None:
         raise AsyncioActorExit("exit_actor() is called.")

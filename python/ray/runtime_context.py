@@ -80,7 +80,7 @@ class RuntimeContext:
         """The address by which processes elsewhere join the cluster."""
         if self.worker.node is not None:
             return self.worker.node.address
-        return self.worker.core.details().get("ray_address", "")
+        return self.worker.core.details().get("gcs_address") or ""
 
     def get_node_labels(self) -> dict[str, str]:
         """Labels of the node."""

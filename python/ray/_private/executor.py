@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import types
 from collections import deque
 from collections.abc import Callable, Generator
@@ -382,6 +383,28 @@ class Executor:
                     self.core.finish(call[0], None, asyncio.CancelledError())
                     return
 
+    def drain(self, limit_s: float) -> None:
+        """Waits until calls that run or wait on threads and the loop are done; the process leaves afterwards."""
+        deadline = time.monotonic() + limit_s
+        for pool in self._pools.values():
+            pool.shutdown(wait=False)
+        for pool in self._pools.values():
+            for thread in list(pool._threads):
+                thread.join(max(0.0, deadline - time.monotonic()))
+        if self._loop is not None:
+            finished = threading.Event()
+
+            async def wait_for_calls() -> None:
+                while self._coroutines or any(group.waiting for group in self._groups.values()):
+                    await asyncio.wait([*self._coroutines.values()], return_when=asyncio.FIRST_COMPLETED)
+                    # What they admitted starts with the loop's next turn.
+                    await asyncio.sleep(0)
+                finished.set()
+
+            # Calls that were handed over before this one are admitted before it runs.
+            asyncio.run_coroutine_threadsafe(wait_for_calls(), self._loop)
+            finished.wait(max(0.0, deadline - time.monotonic()))
+
     # --- generators ---
 
     def run_generator(self, task: RunningTask, generator: Any) -> Any:
@@ -434,7 +457,7 @@ class Executor:
         return serialization.dump_exception(error)
 
     def _node_ip(self) -> str:
-        return self.core.details().get("node_ip_address") or "127.0.0.1"
+        return self.core.details().get("node_ip") or "127.0.0.1"
 
     def is_retryable(self, task: RunningTask, exception: BaseException, types_pickle: bytes) -> bool:
         """Whether `exception` is one of the pickled types."""

@@ -364,7 +364,6 @@ def _join(node: Any, owned: bool, config: Any, log_to_driver: bool) -> RayContex
             "address": address,
             "gcs_address": address,
             "raylet_socket_name": node.raylet_socket,
-            "object_store_address": details.get("store_path", ""),
             "webui_url": "",
             "session_dir": node.session_directory,
             "session_name": worker.session_name,

@@ -158,7 +158,7 @@ class DynamicObjectRef(ObjectRef):
 
 
 def dynamic_reference(reference: ObjectRef[Any]) -> ObjectRef[Any]:
-    """`reference` as one that can be iterated; the plain one where the extension cannot make one reference of another."""
+    """`reference` as one that can be iterated; the plain one where the extension makes no reference of another."""
     try:
         return DynamicObjectRef(reference)  # type: ignore[arg-type]
     except TypeError:

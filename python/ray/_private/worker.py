@@ -40,6 +40,7 @@ class Worker:
         self.runtime_env: dict[str, Any] = {}
         self.job_config: Any = None
         self.in_actor = False
+        self.exiting = False  # `exit_actor` was called.
         self.actor_name = ""
         self.actor_creation: dict[str, Any] = {}
         self.executor: Any = None

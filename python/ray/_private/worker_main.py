@@ -17,6 +17,9 @@ from ray._private import ray_constants
 if TYPE_CHECKING:
     from ray._raylet import CoreWorker
 
+# How long calls on threads and the event loop may take after the worker was told to leave.
+DRAIN_LIMIT_S = 60.0
+
 
 class _NamingStream(io.TextIOWrapper):
     """A log stream that says which task the lines after it are of, where that changed since the last line."""
@@ -82,6 +85,8 @@ def main(config: dict[str, Any]) -> int:
         except KeyboardInterrupt:
             # The interrupt of a task that had just ended.
             continue
+    # An actor that leaves because nobody holds a handle finishes what it was given; the raylet has a limit of its own.
+    executor.drain(0.0 if global_worker.exiting else DRAIN_LIMIT_S)
     current.context = None
     # The zygote ends the process without the interpreter's own end; what user code registered runs all the same.
     atexit._run_exitfuncs()
