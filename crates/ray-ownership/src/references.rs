@@ -206,6 +206,12 @@ impl<V: Default> ReferenceTable<V> {
         value: V,
         commands: &mut Vec<ReferenceCommand>,
     ) {
+        // An object of our own that contains the reference counts it in this very table: it adds no protection, and what
+        // protects the reference so far must go on doing so.
+        let own_outer = matches!(cover, Cover::Outer(outer) if self.entries.get(&outer).is_some_and(Entry::is_owned));
+        if own_outer && self.add_local(&object) {
+            return;
+        }
         if let Some(entry) = self.entries.get_mut(&object) {
             entry.local += 1;
             let needs_registration = match (&mut entry.kind, cover) {

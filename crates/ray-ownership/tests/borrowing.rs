@@ -51,7 +51,6 @@ const BORROWER: u8 = 3;
 fn registered_caller() -> (Table, ObjectId) {
     let mut caller = Table::new(worker(CALLER));
     let o = object(9);
-    // It came out of an object that the caller owns.
     caller.own(object(8), ());
     step(&mut caller, |t, c| {
         t.borrow(o, worker(OWNER), Cover::Outer(object(8)), (), c)
@@ -252,7 +251,9 @@ fn an_answer_to_an_earlier_borrow_does_not_let_the_later_ones_cover_go() {
 fn a_covered_reference_that_comes_out_of_an_object_too_is_registered_and_not_listed() {
     let mut table = Table::new(worker(BORROWER));
     let (outer, inner) = (object(1), object(2));
-    table.own(outer, ());
+    step(&mut table, |t, c| {
+        t.borrow(outer, worker(CALLER), Cover::Task(task(6)), (), c)
+    });
     step(&mut table, |t, c| {
         t.borrow(inner, worker(OWNER), Cover::Task(task(5)), (), c)
     });
@@ -262,6 +263,29 @@ fn a_covered_reference_that_comes_out_of_an_object_too_is_registered_and_not_lis
     assert_eq!(commands, [add(worker(OWNER), inner, worker(BORROWER), 1)]);
     assert_eq!(table.end_of_cover(task(5)), []);
     table.validate().unwrap();
+}
+
+#[test]
+fn a_covered_reference_read_back_from_an_object_of_our_own_is_still_listed() {
+    let mut table = Table::new(worker(BORROWER));
+    let (outer, inner) = (object(1), object(2));
+    step(&mut table, |t, c| {
+        t.borrow(inner, worker(OWNER), Cover::Task(task(5)), (), c)
+    });
+    table.own(outer, ());
+    table.contain(outer, &[inner]);
+    // Holding the outer object holds nothing that the caller does not hold: the reply must list the borrow.
+    assert_eq!(
+        step(&mut table, |t, c| t.borrow(
+            inner,
+            worker(OWNER),
+            Cover::Outer(outer),
+            (),
+            c
+        )),
+        []
+    );
+    assert_eq!(table.end_of_cover(task(5)), [(inner, worker(OWNER), 1)]);
 }
 
 #[test]

@@ -81,6 +81,8 @@ struct World {
     messages: Vec<(usize, usize, Message)>,
     next: u64,
     tainted: BTreeSet<ObjectId>,
+    /// What happened, for whoever reads a failure.
+    trace: Vec<String>,
 }
 
 fn worker(process: usize) -> WorkerId {
@@ -108,6 +110,7 @@ impl World {
             messages: Vec::new(),
             next: 1,
             tainted: BTreeSet::new(),
+            trace: Vec::new(),
         }
     }
 
@@ -129,6 +132,7 @@ impl World {
             panic!("process {at}: {error}");
         }
         for command in commands {
+            self.trace.push(format!("    [{at}] {command:?}"));
             match command {
                 ReferenceCommand::AddBorrower {
                     owner,
@@ -182,7 +186,10 @@ impl World {
         for (index, process) in self.processes.iter().enumerate().filter(|(_, process)| process.alive) {
             let frames = process.running.iter().flat_map(|running| &running.variables);
             if process.variables.iter().chain(frames).any(|(held, _)| *held == object) {
-                panic!("process {at} freed {object:?}, which process {index} holds");
+                panic!(
+                    "{}\nprocess {at} freed {object:?}, which process {index} holds",
+                    self.trace.join("\n")
+                );
             }
         }
         for (_, to, message) in self.messages.iter().filter(|(_, to, _)| self.processes[*to].alive) {
@@ -192,7 +199,10 @@ impl World {
                 _ => continue,
             };
             if under_way.iter().any(|(held, _)| *held == object) {
-                panic!("process {at} freed {object:?}, which is on its way to process {to}");
+                panic!(
+                    "{}\nprocess {at} freed {object:?}, which is on its way to process {to}",
+                    self.trace.join("\n")
+                );
             }
         }
     }
@@ -330,6 +340,7 @@ impl World {
                 }
             }
         }
+        self.trace.push(format!("{at} dies"));
         self.processes[at].alive = false;
         self.messages.retain(|(_, to, _)| *to != at);
         for other in 0..PROCESSES {
@@ -366,6 +377,7 @@ impl World {
     }
 
     fn handle(&mut self, from: usize, to: usize, message: Message) {
+        self.trace.push(format!("{from} -> {to}: {message:?}"));
         match message {
             Message::Push { task, references } => {
                 for (object, owner) in &references {
@@ -534,7 +546,10 @@ impl World {
                 );
             }
             if let Some((object, entry)) = process.table.iter().find(|(object, _)| !cyclic.contains(object)) {
-                panic!("process {index} keeps {object:?}: {entry:#?}");
+                panic!(
+                    "{}\nprocess {index} keeps {object:?}: {entry:#?}",
+                    self.trace.join("\n")
+                );
             }
         }
     }
