@@ -260,7 +260,7 @@ fn a_covered_reference_that_comes_out_of_an_object_too_is_registered_and_not_lis
     let commands = step(&mut table, |t, c| {
         t.borrow(inner, worker(OWNER), Cover::Outer(outer), (), c)
     });
-    assert_eq!(commands, [add(worker(OWNER), inner, worker(BORROWER), 1)]);
+    assert_eq!(commands, [add(worker(OWNER), inner, worker(BORROWER), 2)]);
     assert_eq!(table.end_of_cover(task(5)), []);
     table.validate().unwrap();
 }
