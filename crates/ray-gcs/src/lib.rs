@@ -23,6 +23,7 @@ pub mod records;
 pub mod restore;
 pub mod settings;
 pub mod shell;
+mod signals;
 pub mod state;
 pub mod storage;
 pub mod validate;

@@ -25,13 +25,14 @@ use crate::error::GcsError;
 use crate::messages::{encode_reply, NodeMessage};
 use crate::records::Mutation;
 use crate::settings::GcsSettings;
+use crate::signals::Signals;
 use crate::state::{Command, Event, Gcs};
 use crate::storage::{SqliteStorage, Storage, Synchronous};
 
 /// How long a failing storage is left alone before it is tried again.
 const STORAGE_RETRY: Duration = Duration::from_millis(500);
-/// Commands held back by a failing storage beyond which the control plane gives up.
-const MAXIMUM_HELD_COMMANDS: usize = 1_000_000;
+/// Steps held back by a failing storage beyond which the control plane gives up.
+const MAXIMUM_HELD_STEPS: usize = 1_000_000;
 const TOKEN_SIGNAL: u64 = 1;
 const TOKEN_PARENT: u64 = 2;
 
@@ -76,10 +77,41 @@ struct Inner {
     /// Of each link that registered, its node.
     bound: HashMap<u64, NodeId>,
     nodes: HashMap<NodeId, Arc<Link>>,
-    held: Vec<Command>,
+    /// What is to be stored next, and the steps that wait for it.
+    unstored: Vec<Mutation>,
+    held: Vec<HeldStep>,
     storage_error: Option<(String, Instant)>,
     fatal: Option<GcsError>,
     random_state: u64,
+}
+
+/// The commands of a step that are not carried out yet.
+struct HeldStep {
+    /// It stored nothing and answers questions.
+    answers_only: bool,
+    commands: Vec<Command>,
+}
+
+impl HeldStep {
+    fn carry_out(self, inner: &mut Inner) {
+        self.commands.into_iter().for_each(|command| carry_out(inner, command));
+    }
+}
+
+impl Inner {
+    fn new(gcs: Gcs, storage: Box<dyn Storage>, random_state: u64) -> Self {
+        Self {
+            gcs,
+            storage,
+            bound: HashMap::new(),
+            nodes: HashMap::new(),
+            unstored: Vec::new(),
+            held: Vec::new(),
+            storage_error: None,
+            fatal: None,
+            random_state,
+        }
+    }
 }
 
 struct Shell {
@@ -87,7 +119,7 @@ struct Shell {
     reactor: Weak<Reactor>,
     start: Instant,
     start_unix_ms: u64,
-    signal: Option<OwnedFd>,
+    signals: Option<Signals>,
     parent: Option<OwnedFd>,
 }
 
@@ -105,15 +137,23 @@ impl Shell {
         let now_ms = self.now_ms(Instant::now());
         let Inner { gcs, random_state, .. } = inner;
         let commands = gcs.step(event, now_ms, &mut || split_mix(random_state));
-        let reads_only = commands
-            .iter()
-            .all(|command| matches!(command, Command::ReplyToNode { .. }));
-        if inner.held.is_empty() && !matches!(commands.first(), Some(Command::Persist(_))) {
-            commands.into_iter().for_each(|command| carry_out(inner, command));
-        } else if inner.storage_error.is_some() && reads_only {
-            commands.into_iter().for_each(|command| carry_out(inner, command));
+        let mut step = HeldStep {
+            answers_only: true,
+            commands,
+        };
+        for command in &mut step.commands {
+            match command {
+                Command::Persist(mutations) => inner.unstored.append(mutations),
+                Command::ReplyToNode { .. } => continue,
+                Command::SendToNode { .. } | Command::CloseNode { .. } => {}
+            }
+            step.answers_only = false;
+        }
+        let nothing_waits = inner.held.is_empty() && inner.unstored.is_empty();
+        if nothing_waits || (inner.storage_error.is_some() && step.answers_only) {
+            step.carry_out(inner);
         } else {
-            inner.held.extend(commands);
+            inner.held.push(step);
             if let Some(reactor) = self.reactor.upgrade() {
                 reactor.wake();
             }
@@ -142,30 +182,29 @@ impl Shell {
         if inner.held.is_empty() || inner.storage_error.as_ref().is_some_and(|(_, at)| *at > Instant::now()) {
             return;
         }
-        let mut mutations: Vec<Mutation> = Vec::new();
-        for command in &mut inner.held {
-            if let Command::Persist(some) = command {
-                mutations.append(some);
-            }
-        }
-        if let Err(error) = inner.storage.commit(&mutations) {
+        if let Err(error) = inner.storage.commit(&inner.unstored) {
             if inner.storage_error.is_none() {
                 tracing::error!(%error, "the storage fails; orders are refused until it works again");
             }
             inner.storage_error = Some((error.to_string(), Instant::now() + STORAGE_RETRY));
-            inner.held.insert(0, Command::Persist(mutations));
-            if inner.held.len() > MAXIMUM_HELD_COMMANDS {
+            // Answers to questions need nothing stored.
+            let all = std::mem::take(&mut inner.held);
+            let (answers, held): (Vec<_>, Vec<_>) = all.into_iter().partition(|step| step.answers_only);
+            inner.held = held;
+            answers.into_iter().for_each(|step| step.carry_out(inner));
+            if inner.held.len() > MAXIMUM_HELD_STEPS {
                 inner.fatal = Some(error);
                 self.stop();
             }
             self.request_timer(inner);
             return;
         }
+        inner.unstored.clear();
         if inner.storage_error.take().is_some() {
             tracing::info!("the storage works again");
         }
         let held = std::mem::take(&mut inner.held);
-        held.into_iter().for_each(|command| carry_out(inner, command));
+        held.into_iter().for_each(|step| step.carry_out(inner));
     }
 
     fn stop(&self) {
@@ -294,6 +333,10 @@ impl Service for Shell {
     }
 
     fn on_closed(&self, link: &Arc<Link>, reason: &CloseReason) {
+        // Links that close because the control plane ends say nothing about their nodes.
+        if self.reactor.upgrade().is_none_or(|reactor| reactor.is_stopping()) {
+            return;
+        }
         let mut inner = self.lock();
         let inner = &mut *inner;
         let Some(node) = inner.bound.remove(&link.id()) else {
@@ -326,7 +369,7 @@ impl Service for Shell {
 
     fn on_descriptor_ready(&self, token: u64) {
         let descriptor = match token {
-            TOKEN_SIGNAL => self.signal.as_ref(),
+            TOKEN_SIGNAL => self.signals.as_ref().map(Signals::descriptor),
             _ => self.parent.as_ref(),
         };
         let Some(descriptor) = descriptor else { return };
@@ -344,39 +387,6 @@ impl Service for Shell {
             }
             _ => {}
         }
-    }
-}
-
-/// Has SIGTERM and SIGINT arrive on a descriptor; what was blocked before comes back with the guard.
-struct SignalGuard(libc::sigset_t);
-
-impl SignalGuard {
-    fn new() -> Result<(Self, OwnedFd), GcsError> {
-        let links = |what: &str| GcsError::Links(format!("{what}: {}", std::io::Error::last_os_error()));
-        // SAFETY: sigset_t is plain data; the calls only write to the two sets given to them.
-        unsafe {
-            let mut set: libc::sigset_t = std::mem::zeroed();
-            let mut before: libc::sigset_t = std::mem::zeroed();
-            libc::sigemptyset(&mut set);
-            libc::sigaddset(&mut set, libc::SIGTERM);
-            libc::sigaddset(&mut set, libc::SIGINT);
-            if libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut before) != 0 {
-                return Err(links("blocking signals"));
-            }
-            let guard = Self(before);
-            let descriptor = libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
-            if descriptor < 0 {
-                return Err(links("making a descriptor for signals"));
-            }
-            Ok((guard, OwnedFd::from_raw_fd(descriptor)))
-        }
-    }
-}
-
-impl Drop for SignalGuard {
-    fn drop(&mut self) {
-        // SAFETY: the set was filled by pthread_sigmask.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, std::ptr::null_mut()) };
     }
 }
 
@@ -448,31 +458,17 @@ pub fn run(config: GcsConfig) -> Result<(), GcsError> {
         storage = storage.description(),
         "the control plane starts"
     );
-    let (_signals, signal) = SignalGuard::new()?;
+    let signals = Signals::new()?;
     let parent = config.parent_fd.map(take_descriptor).transpose()?;
-    serve(
-        Inner {
-            gcs,
-            storage: Box::new(storage),
-            bound: HashMap::new(),
-            nodes: HashMap::new(),
-            held: Vec::new(),
-            storage_error: None,
-            fatal: None,
-            random_state,
-        },
-        &socket,
-        (start, start_unix_ms),
-        signal,
-        parent,
-    )
+    let inner = Inner::new(gcs, Box::new(storage), random_state);
+    serve(inner, &socket, (start, start_unix_ms), Some(signals), parent)
 }
 
 fn serve(
     inner: Inner,
     socket: &std::path::Path,
     (start, start_unix_ms): (Instant, u64),
-    signal: OwnedFd,
+    signals: Option<Signals>,
     parent: Option<OwnedFd>,
 ) -> Result<(), GcsError> {
     let links = |error: RpcError| GcsError::Links(error.to_string());
@@ -487,16 +483,16 @@ fn serve(
         reactor: Arc::downgrade(&reactor),
         start,
         start_unix_ms,
-        signal: Some(signal),
+        signals,
         parent,
     });
     reactor.set_service(shell.clone()).map_err(links)?;
-    let watch = |descriptor: &Option<OwnedFd>, token: u64| match descriptor {
+    let watch = |descriptor: Option<&OwnedFd>, token: u64| match descriptor {
         Some(descriptor) => reactor.watch_descriptor(descriptor.as_fd(), token).map_err(links),
         None => Ok(()),
     };
-    watch(&shell.signal, TOKEN_SIGNAL)?;
-    watch(&shell.parent, TOKEN_PARENT)?;
+    watch(shell.signals.as_ref().map(Signals::descriptor), TOKEN_SIGNAL)?;
+    watch(shell.parent.as_ref(), TOKEN_PARENT)?;
     if let Some(directory) = socket.parent() {
         std::fs::create_dir_all(directory).map_err(|source| GcsError::File {
             action: "making the sockets' directory",
@@ -526,3 +522,7 @@ fn serve(
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+#[path = "shell_tests.rs"]
+mod tests;
