@@ -8,6 +8,7 @@
 
 use super::config::RayletError;
 use rustix::mm::{mmap, munmap, MapFlags, ProtFlags};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,6 +17,7 @@ const WORDS_A_WORKER: usize = 8;
 /// The file and who has which words.
 pub struct Evidence {
     path: PathBuf,
+    _file: OwnedFd,
     words: *mut std::ffi::c_void,
     bytes: usize,
     free: Vec<usize>,
@@ -25,20 +27,20 @@ pub struct Evidence {
 unsafe impl Send for Evidence {}
 
 impl Evidence {
-    /// Makes the file for this many workers; a file of that name is replaced.
-    pub fn create(path: &Path, workers: usize) -> Result<Self, RayletError> {
-        use std::os::unix::fs::OpenOptionsExt;
-        let fail = |source: std::io::Error| RayletError::io(format!("make {}", path.display()), source);
-        let _ = std::fs::remove_file(path);
-        let file = std::fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path).map_err(fail)?;
+    /// Makes the file for this many workers. It has no name in any directory, so that nothing of it is left however
+    /// the raylet ends; workers open it through this process's descriptor.
+    pub fn create(workers: usize) -> Result<Self, RayletError> {
+        let fail = |error: rustix::io::Errno| RayletError::io("make the evidence of starting", error);
+        let file = rustix::fs::memfd_create("ray-evidence", rustix::fs::MemfdFlags::CLOEXEC).map_err(fail)?;
         let bytes = workers * WORDS_A_WORKER * 8;
-        file.set_len(bytes as u64).map_err(fail)?;
+        rustix::fs::ftruncate(&file, bytes as u64).map_err(fail)?;
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no memory in use.
         let words = unsafe {
             mmap(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0)
         }
-        .map_err(|error| fail(error.into()))?;
-        Ok(Self { path: path.to_path_buf(), words, bytes, free: (0..workers).rev().collect() })
+        .map_err(fail)?;
+        let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
+        Ok(Self { path, _file: file, words, bytes, free: (0..workers).rev().collect() })
     }
 
     /// The file's path.
@@ -81,6 +83,5 @@ impl Drop for Evidence {
     fn drop(&mut self) {
         // SAFETY: the mapping was made by create with this length and no reference to it is left.
         let _ = unsafe { munmap(self.words, self.bytes) };
-        let _ = std::fs::remove_file(&self.path);
     }
 }

@@ -163,6 +163,9 @@ impl Node {
     }
 
     pub(super) fn gcs_lost(&mut self, sentence: &str) {
+        if self.stopping {
+            return;
+        }
         if self.gcs.registered {
             eprintln!("raylet: the link to the control plane closed: {sentence}; trying again");
         }

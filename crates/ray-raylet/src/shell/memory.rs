@@ -248,6 +248,10 @@ impl Node {
         self.drain_store();
         self.serve_room();
         let now = self.now();
+        if self.spilled.is_busy() {
+            // A file that is being written is hope, however slow the disk: it ends, well or not.
+            self.room.progress(now);
+        }
         while let Some(wanted) = self.room.take_hopeless(now, self.limits.object_store_full_wait_ms) {
             let error = self.full_error(&wanted);
             self.refuse_room(wanted.purpose, error);

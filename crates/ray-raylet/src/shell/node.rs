@@ -188,13 +188,7 @@ impl Node {
         })?;
         let short = &node_id.hex()[..12];
         let store = Self::make_store(&config, &limits, &session_name, short)?;
-        let evidence_name = format!("ray-{session_name}-{short}-evidence");
-        let evidence_path = if store.path().starts_with("/dev/shm") {
-            PathBuf::from("/dev/shm").join(evidence_name)
-        } else {
-            session.join(evidence_name)
-        };
-        let evidence = Evidence::create(&evidence_path, limits.maximum_workers as usize + 64)?;
+        let evidence = Evidence::create(limits.maximum_workers as usize + 64)?;
         let logs = Logs::new(&log_directory)?;
         let spiller = Spiller::start(&session.join("spill").join(short), reactor.clone())?;
         let pulls = Pulls::new(PullLimits {
@@ -291,10 +285,9 @@ impl Node {
                 path
             }
         };
-        let prefix = format!("ray-{session}-");
         if let Some(directory) = path.parent() {
-            // A raylet of this session that was killed could not remove its own.
-            let _ = ray_store::remove_stale_stores(directory, &prefix);
+            // A raylet that was killed, of whatever session, could not remove its own; those of living ones stay.
+            let _ = ray_store::remove_stale_stores(directory, "ray-");
         }
         Ok(StoreServer::create(StoreConfig {
             path,
@@ -588,7 +581,11 @@ impl Node {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        let _ = std::fs::remove_file(&self.socket_path);
+        self.spiller.stop();
+        // The reactor and its service hold each other, so nothing is dropped: files are removed by name.
+        for path in [self.store.path(), &self.socket_path] {
+            let _ = std::fs::remove_file(path);
+        }
         for worker in self.processes.keys() {
             let _ = std::fs::remove_file(self.config.session_directory.join("sockets").join(worker.hex()));
         }

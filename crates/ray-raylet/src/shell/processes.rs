@@ -324,8 +324,12 @@ impl Node {
             signals::kill_group(pid);
         }
         self.at(self.limits.worker_exit_wait_ms, Timer::ProcessEnd(worker));
+        // Where the signal of its end was lost, its status may be there all the same.
+        while let Some(exit) = signals::reap_one() {
+            self.child_ended(exit);
+        }
         let gone = pid == 0 || !std::path::Path::new(&format!("/proc/{pid}")).exists();
-        if gone {
+        if gone && self.processes.contains_key(&worker) {
             if let Some(process) = self.processes.get_mut(&worker) {
                 process.exit = Some(None);
             }

@@ -17,6 +17,7 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -45,6 +46,7 @@ pub struct Spiller {
     jobs: Option<Sender<Job>>,
     done: Receiver<Done>,
     thread: Option<JoinHandle<()>>,
+    stopping: Arc<AtomicBool>,
 }
 
 fn path_of(directory: &Path, file: FileId) -> PathBuf {
@@ -60,11 +62,13 @@ impl Spiller {
         let (jobs, todo) = std::sync::mpsc::channel();
         let (finished, done) = std::sync::mpsc::channel();
         let at = directory.to_path_buf();
+        let stopping = Arc::new(AtomicBool::new(false));
+        let stop = stopping.clone();
         let thread = std::thread::Builder::new()
             .name("spill".into())
-            .spawn(move || work(&at, &todo, &finished, &reactor))
+            .spawn(move || work(&at, &todo, &finished, &reactor, &stop))
             .map_err(|error| RayletError::io("start the spill thread", error))?;
-        Ok(Self { directory: directory.to_path_buf(), jobs: Some(jobs), done, thread: Some(thread) })
+        Ok(Self { directory: directory.to_path_buf(), jobs: Some(jobs), done, thread: Some(thread), stopping })
     }
 
     fn ask(&self, job: Job) {
@@ -100,18 +104,27 @@ impl Spiller {
     }
 }
 
-impl Drop for Spiller {
-    fn drop(&mut self) {
+impl Spiller {
+    /// Ends the thread, once its current job is done, and removes every file.
+    pub fn stop(&mut self) {
+        self.stopping.store(true, Ordering::Relaxed);
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
         let _ = std::fs::remove_dir_all(&self.directory);
+        if let Some(parent) = self.directory.parent() {
+            // Other nodes of the session may have theirs there: then it is not empty and stays.
+            let _ = std::fs::remove_dir(parent);
+        }
     }
 }
 
-fn work(directory: &Path, todo: &Receiver<Job>, finished: &Sender<Done>, reactor: &Reactor) {
+fn work(directory: &Path, todo: &Receiver<Job>, finished: &Sender<Done>, reactor: &Reactor, stop: &AtomicBool) {
     while let Ok(job) = todo.recv() {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
         let done = match job {
             Job::Write { file, objects } => {
                 let path = path_of(directory, file);

@@ -10,6 +10,7 @@ use ray_wire::{
     RegisterProcess, RequestLease, ResourceAmount, Welcome, ROLE_DRIVER,
 };
 use std::collections::VecDeque;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -250,13 +251,22 @@ impl Session {
         rustix::io::fcntl_setfd(&parent_write, rustix::io::FdFlags::CLOEXEC).unwrap();
         use std::os::fd::AsRawFd;
         config["parent_fd"] = parent_read.as_raw_fd().into();
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["roles::raylet_process", "--exact", "--ignored", "--nocapture"])
-            .env("TEST_RAYLET", config.to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["roles::raylet_process", "--exact", "--ignored", "--nocapture"]);
+        command.env("TEST_RAYLET", config.to_string()).stdin(Stdio::null()).stdout(Stdio::null());
+        // A raylet has its signals on its only thread; here the harness has another, which must not take them.
+        // SAFETY: these functions are async-signal-safe and the set is filled before it is used.
+        unsafe {
+            command.pre_exec(|| {
+                let mut set: libc::sigset_t = std::mem::zeroed();
+                libc::sigemptyset(&mut set);
+                libc::sigaddset(&mut set, libc::SIGTERM);
+                libc::sigaddset(&mut set, libc::SIGCHLD);
+                libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+                Ok(())
+            });
+        }
+        let child = command.spawn().unwrap();
         drop(parent_read);
         let socket = self.directory.join(format!("sockets/raylet-{}", node_id.hex()));
         until("the raylet listens", || socket.exists());
