@@ -462,7 +462,10 @@ def remove_leftovers(session_directory: str, node_id: str, is_last: bool) -> Non
     """Removes what a killed raylet could not: its socket and shared memory, and for the last node the directory of
     sockets and the control plane's storage. Logs stay.
     """
-    for pattern in (f"/dev/shm/*{node_id}*", os.path.join(glob.escape(session_directory), "sockets", f"*{node_id}*")):
+    # The raylet names its store by the session and the first 12 digits of its id.
+    store = f"ray-{os.path.basename(session_directory)}-{node_id[:12]}*"
+    sockets = os.path.join(glob.escape(session_directory), "sockets", f"*{node_id}*")
+    for pattern in (f"/dev/shm/{store}", os.path.join(glob.escape(session_directory), store), sockets):
         for path in glob.glob(pattern):
             try:
                 os.unlink(path)

@@ -119,12 +119,8 @@ def _check_unbuilt(given: dict[str, Any]) -> None:
         what, allowed = _UNBUILT_START_OPTIONS[name]
         if value is None or value is False or value in allowed:
             continue
-        raise fail(
-            f"not built yet: `ray start --{name.replace('_', '-')}` (there is no {what})"
-            if not what.startswith(("the option", "turning", "a choice", "output", "a port", "ports"))
-            else f"not built yet: `ray start --{name.replace('_', '-')}` ({what})",
-            NOT_BUILT_EXIT_CODE,
-        )
+        option = f"--{name.replace('_', '-')}"
+        raise fail(f"not built yet: `ray start {option}` ({what})", NOT_BUILT_EXIT_CODE)
 
 
 def _unbuilt_options(function: Any) -> Any:
