@@ -16,18 +16,17 @@ use std::sync::Arc;
 use ray_ids::{ActorId, JobId, NodeId, WorkerId};
 use ray_sched::ResourceSet;
 use ray_wire::{
-    ActorCreated, ActorCreation, ActorKey, ActorName, ActorState, Address, DeathCause, GcsReply, KillActor,
-    KillActorWorker, RegisterActor, WorkerDeathReport, WorkerDied, ACTOR_ALIVE, ACTOR_DEAD, ACTOR_PENDING_CREATION,
-    ACTOR_RESTARTING, DEATH_CONSTRUCTOR, DEATH_CRASHED, DEATH_INTENDED, DEATH_JOB, DEATH_KILLED, DEATH_NODE,
-    DEATH_OUT_OF_SCOPE, DEATH_OWNER, DEATH_PLACEMENT_GROUP, DEATH_RUNTIME_ENV, DEATH_UNKNOWN, DEATH_UNSCHEDULABLE,
-    GCS_ERROR_NAME_TAKEN, GCS_ERROR_NOT_FOUND,
+    ActorCreated, ActorCreation, ActorState, Address, DeathCause, KillActorWorker, WorkerDeathReport, WorkerDied,
+    ACTOR_ALIVE, ACTOR_DEAD, ACTOR_PENDING_CREATION, ACTOR_RESTARTING, DEATH_CONSTRUCTOR, DEATH_CRASHED,
+    DEATH_INTENDED, DEATH_JOB, DEATH_KILLED, DEATH_NODE, DEATH_OUT_OF_SCOPE, DEATH_OWNER, DEATH_PLACEMENT_GROUP,
+    DEATH_RUNTIME_ENV, DEATH_UNKNOWN, DEATH_UNSCHEDULABLE,
 };
 
 use crate::messages::GcsMessage;
 use crate::nodes::{resource_set, HoldingKey};
-use crate::placing::{group_removed_cause, Wish};
+use crate::placing::Wish;
 use crate::records::{ActorRecord, Table};
-use crate::state::{done, id_field, invalid, refusal, Gcs};
+use crate::state::{id_field, Gcs};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -201,108 +200,6 @@ fn remove_member<K: Ord, V: Ord>(index: &mut BTreeMap<K, BTreeSet<V>>, key: &K, 
 impl Gcs {
     pub(crate) fn actor_state(&self, id: ActorId) -> Option<ActorState> {
         self.actors.rows.get(&id).map(ActorRow::state)
-    }
-
-    fn actor_reply(&self, id: ActorId) -> GcsReply {
-        GcsReply {
-            actor: self.actor_state(id),
-            ..done()
-        }
-    }
-
-    pub(crate) fn register_actor(&mut self, sender: Option<Address>, register: RegisterActor) -> GcsReply {
-        let Ok(id) = ActorId::from_binary(&register.actor_id) else {
-            return invalid("an actor id has 16 bytes");
-        };
-        let Some(mut creation) = register.creation else {
-            return invalid("the actor has no creation");
-        };
-        if self.actors.rows.contains_key(&id) {
-            return self.actor_reply(id);
-        }
-        if creation.owner.is_none() {
-            creation.owner = sender;
-        }
-        if !creation.name.is_empty() {
-            let key = (creation.namespace.clone(), creation.name.clone());
-            if let Some(holder) = self.actors.names.get(&key).copied() {
-                if register.get_if_exists {
-                    return self.actor_reply(holder);
-                }
-                let error = format!(
-                    "the name {:?} is taken in namespace {:?} by actor {holder}: choose another name, or use get_if_exists=True",
-                    key.1, key.0
-                );
-                return refusal(GCS_ERROR_NAME_TAKEN, error);
-            }
-        }
-        if self.tombstones.contains(&id) {
-            return invalid(format!("actor {id} is dead"));
-        }
-        if !self.jobs.runs(id.job_id()) {
-            return invalid(format!("job {} of actor {id} does not run", id.job_id()));
-        }
-        let wish = match Wish::of(&creation) {
-            Ok(wish) => Arc::new(wish),
-            Err(problem) => return invalid(problem),
-        };
-        let order = self.actors.next_order;
-        self.actors.next_order += 1;
-        let owner_died = !creation.detached
-            && creation
-                .owner
-                .as_ref()
-                .is_some_and(|owner| match (owner.node(), owner.worker()) {
-                    (Ok(node), Ok(worker)) => self.is_process_dead((node, worker)),
-                    _ => false,
-                });
-        self.put_row(Table::ActorCreations, id.as_bytes(), &creation);
-        let row = ActorRow {
-            id,
-            creation: Arc::new(creation),
-            wish,
-            phase: Phase::Waiting,
-            incarnation: 1,
-            restarts: 0,
-            worker: None,
-            pid: 0,
-            death: None,
-            pending_reason: "it is about to be placed".into(),
-            infeasible: false,
-            was_alive: false,
-            out_of_scope: false,
-            order,
-            not_before_ms: 0,
-            rejections: 0,
-            start_time_ms: 0,
-            end_time_ms: 0,
-        };
-        self.actors.rows.insert(id, row);
-        self.actors.index(id);
-        self.watches.registered(id);
-        if owner_died {
-            let message = "its owner died before it was registered".to_string();
-            self.kill_actor(
-                id,
-                DeathCause {
-                    kind: DEATH_OWNER,
-                    message,
-                    ..DeathCause::default()
-                },
-            );
-        } else if let Some(cause) = self.group_is_gone(id) {
-            self.kill_actor(id, cause);
-        } else {
-            self.actor_changed(id);
-        }
-        self.place_at_end = true;
-        self.actor_reply(id)
-    }
-
-    /// Why an actor cannot live any more, where its placement group was removed.
-    fn group_is_gone(&self, id: ActorId) -> Option<DeathCause> {
-        let (group, _) = self.actors.rows.get(&id)?.wish.group?;
-        self.groups.is_removed(&group).then(|| group_removed_cause(group))
     }
 
     /// Stores and publishes what an actor has become.
@@ -514,52 +411,6 @@ impl Gcs {
         }
     }
 
-    pub(crate) fn kill_actor_request(&mut self, kill: &KillActor) -> GcsReply {
-        let Ok(id) = ActorId::from_binary(&kill.actor_id) else {
-            return invalid("an actor id has 16 bytes");
-        };
-        let Some(row) = self.actors.rows.get(&id) else {
-            return refusal(GCS_ERROR_NOT_FOUND, format!("actor {id} is not known"));
-        };
-        let message = "it was killed by `ray.kill`".to_string();
-        let cause = DeathCause {
-            kind: DEATH_KILLED,
-            message,
-            ..DeathCause::default()
-        };
-        let (node, incarnation) = (row.node(), row.incarnation);
-        if kill.no_restart {
-            self.kill_actor(id, cause);
-        } else if let Some(node) = node {
-            // Its death report decides whether it is restarted. One that waits for a node has nothing to be killed.
-            self.send_kill(node, id, incarnation, cause, false);
-        }
-        done()
-    }
-
-    pub(crate) fn actor_out_of_scope(&mut self, key: &ActorKey) -> GcsReply {
-        let Ok(id) = ActorId::from_binary(&key.actor_id) else {
-            return invalid("an actor id has 16 bytes");
-        };
-        let Some(row) = self.actors.rows.get(&id) else {
-            return refusal(GCS_ERROR_NOT_FOUND, format!("actor {id} is not known"));
-        };
-        if row.is_dead() || row.out_of_scope || row.creation.detached {
-            return done();
-        }
-        // Calls may be queued at its owner, so one that waits for room is created still; one without hope is not.
-        let hopeless = row.infeasible;
-        self.change_actor(id, |row| row.out_of_scope = true);
-        if hopeless {
-            let cause = out_of_scope_cause(&DeathCause::default());
-            self.actor_is_dead(id, cause);
-        } else {
-            self.actor_changed(id);
-            self.end_if_out_of_scope(id);
-        }
-        done()
-    }
-
     pub(crate) fn end_if_out_of_scope(&mut self, id: ActorId) {
         let Some(row) = self.actors.rows.get(&id).filter(|row| row.out_of_scope) else {
             return;
@@ -567,19 +418,6 @@ impl Gcs {
         if let Phase::Alive(node) = row.phase {
             let (incarnation, cause) = (row.incarnation, out_of_scope_cause(&DeathCause::default()));
             self.send_kill(node, id, incarnation, cause, true);
-        }
-    }
-
-    pub(crate) fn get_named_actor(&self, name: ActorName) -> GcsReply {
-        match self.actors.names.get(&(name.namespace.clone(), name.name.clone())) {
-            Some(id) => self.actor_reply(*id),
-            None => {
-                let ActorName { name, namespace } = name;
-                refusal(
-                    GCS_ERROR_NOT_FOUND,
-                    format!("no actor has the name {name:?} in namespace {namespace:?}"),
-                )
-            }
         }
     }
 
@@ -664,7 +502,7 @@ impl Gcs {
     }
 }
 
-fn out_of_scope_cause(cause: &DeathCause) -> DeathCause {
+pub(crate) fn out_of_scope_cause(cause: &DeathCause) -> DeathCause {
     let message = "every handle to it went out of scope".to_string();
     DeathCause {
         kind: DEATH_OUT_OF_SCOPE,

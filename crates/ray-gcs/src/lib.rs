@@ -8,8 +8,10 @@
 //! 2. A node is declared dead once, and nothing that it sends afterwards changes anything.
 //! 3. Every table is bounded and every wait has a deadline or a reason that a query shows.
 
+pub mod actor_requests;
 pub mod actors;
 pub mod error;
+pub mod group_requests;
 pub mod jobs;
 pub mod kv;
 pub mod messages;

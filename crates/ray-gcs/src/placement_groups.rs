@@ -1,6 +1,6 @@
 //! Placement groups: owns where each group's bundles are and the two phases in which they are reserved.
 //!
-//! It refuses names that are taken, groups of jobs that are over, and answers to an older attempt.
+//! It refuses answers to an older attempt, and bundles where there is no room.
 //!
 //! A group's unplaced bundles are placed all or none: `PrepareBundles` to every node chosen, and when all have agreed,
 //! `CommitBundles`. One refusal gives back what the attempt had reserved, and the group is tried again later.
@@ -9,23 +9,21 @@
 //! 1. Attempts count up and survive a restart; only answers to the present attempt count.
 //! 2. A group that is `Created` has every bundle on a node that is alive.
 //! 3. Of a removed group no node holds a bundle once it has read `ReturnBundles`, and no actor in it lives.
-//! 4. Every wait is answered: when the group is created, removed, or the time is over.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ray_ids::{ActorId, JobId, NodeId, PlacementGroupId};
 use ray_sched::{place_bundles_with, BundleRequest, Placement, PlacementConstraints, PlacementStrategy};
 use ray_wire::{
-    BundleKey, BundlesCommitted, BundlesPrepared, CommitBundles, DeathCause, GcsReply, PlacementGroupKey,
-    PlacementGroupSpecification, PrepareBundles, ReturnBundles, DEATH_PLACEMENT_GROUP, GCS_ERROR_NAME_TAKEN,
-    GCS_ERROR_NOT_FOUND,
+    BundleKey, BundlesCommitted, BundlesPrepared, CommitBundles, DeathCause, PlacementGroupSpecification,
+    PrepareBundles, ReturnBundles, DEATH_PLACEMENT_GROUP, GCS_ERROR_NOT_FOUND,
 };
 
 use crate::messages::GcsMessage;
 use crate::nodes::{resource_amounts, resource_set, HoldingKey};
 use crate::placing::label_selector;
 use crate::records::{GroupRecord, Table};
-use crate::state::{done, id_field, invalid, refusal, Gcs, Timer};
+use crate::state::{done, id_field, refusal, Gcs};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum GroupPhase {
@@ -108,7 +106,7 @@ impl GroupRow {
         })
     }
 
-    fn name_key(&self) -> Option<(String, String)> {
+    pub(crate) fn name_key(&self) -> Option<(String, String)> {
         let PlacementGroupSpecification { name, namespace, .. } = &self.specification;
         (!name.is_empty()).then(|| (namespace.clone(), name.clone()))
     }
@@ -147,10 +145,10 @@ impl GroupRow {
 }
 
 #[derive(Debug)]
-struct GroupWaiter {
-    node: NodeId,
-    correlation: u64,
-    group: PlacementGroupId,
+pub(crate) struct GroupWaiter {
+    pub(crate) node: NodeId,
+    pub(crate) correlation: u64,
+    pub(crate) group: PlacementGroupId,
 }
 
 #[derive(Debug, Default)]
@@ -160,14 +158,14 @@ pub(crate) struct Groups {
     pub(crate) removed: VecDeque<PlacementGroupId>,
     /// Removed before that list was cut: ids only, and only as many.
     forgotten: VecDeque<PlacementGroupId>,
-    waiters: BTreeMap<u64, GroupWaiter>,
-    next_waiter: u64,
+    pub(crate) waiters: BTreeMap<u64, GroupWaiter>,
+    pub(crate) next_waiter: u64,
     pub(crate) next_order: u64,
 }
 
 impl Groups {
     /// Removed and no longer remembered.
-    fn was_removed(&self, id: &PlacementGroupId) -> bool {
+    pub(crate) fn was_removed(&self, id: &PlacementGroupId) -> bool {
         self.forgotten.contains(id)
     }
 
@@ -196,38 +194,6 @@ impl Groups {
 }
 
 impl Gcs {
-    pub(crate) fn create_group(&mut self, specification: PlacementGroupSpecification) -> GcsReply {
-        let row = match GroupRow::new(specification, self.groups.next_order, self.now_ms) {
-            Ok(row) => row,
-            Err(problem) => return invalid(problem),
-        };
-        let id = row.id;
-        if self.groups.rows.contains_key(&id) {
-            return done();
-        }
-        if self.groups.was_removed(&id) {
-            return invalid(format!("placement group {id} was removed"));
-        }
-        if let Some(holder) = row.name_key().and_then(|key| self.groups.names.get(&key)) {
-            let name = &row.specification.name;
-            return refusal(
-                GCS_ERROR_NAME_TAKEN,
-                format!("the name {name:?} is taken by placement group {holder}"),
-            );
-        }
-        if let Ok(job) = JobId::from_binary(&row.specification.job_id) {
-            if !self.jobs.runs(job) {
-                return invalid(format!("job {job} of placement group {id} does not run"));
-            }
-        }
-        self.groups.next_order += 1;
-        self.groups.rows.insert(id, row);
-        self.groups.index_name(id);
-        self.store_group(id);
-        self.place_at_end = true;
-        done()
-    }
-
     pub(crate) fn store_group(&mut self, id: PlacementGroupId) {
         let Some(row) = self.groups.rows.get(&id) else { return };
         // What an attempt only tries is not stored: after a restart it is tried anew.
@@ -525,36 +491,6 @@ impl Gcs {
         }
     }
 
-    fn find_group(&self, key: &PlacementGroupKey) -> Result<PlacementGroupId, GcsReply> {
-        if !key.placement_group_id.is_empty() {
-            return PlacementGroupId::from_binary(&key.placement_group_id).map_err(|error| invalid(error.to_string()));
-        }
-        let found = self
-            .groups
-            .names
-            .get(&(key.namespace.clone(), key.name.clone()))
-            .copied();
-        found.ok_or_else(|| {
-            let (name, namespace) = (&key.name, &key.namespace);
-            refusal(
-                GCS_ERROR_NOT_FOUND,
-                format!("no placement group has the name {name:?} in namespace {namespace:?}"),
-            )
-        })
-    }
-
-    pub(crate) fn remove_group_request(&mut self, key: &PlacementGroupKey) -> GcsReply {
-        let id = match self.find_group(key) {
-            Ok(id) => id,
-            Err(reply) => return reply,
-        };
-        if !self.groups.rows.contains_key(&id) && !self.groups.was_removed(&id) {
-            return refusal(GCS_ERROR_NOT_FOUND, format!("placement group {id} is not known"));
-        }
-        self.remove_group(id, "it was removed");
-        done()
-    }
-
     /// Removes a group with the actors in it. Repeating it is harmless.
     pub(crate) fn remove_group(&mut self, id: PlacementGroupId, reason: &str) {
         let Some(row) = self
@@ -638,66 +574,5 @@ impl Gcs {
         groups
             .into_iter()
             .for_each(|id| self.remove_group(id, &format!("actor {actor}, which made it, is dead")));
-    }
-
-    pub(crate) fn wait_group(&mut self, node: NodeId, correlation: u64, key: &PlacementGroupKey) -> Option<GcsReply> {
-        let id = match self.find_group(key) {
-            Ok(id) => id,
-            Err(reply) => return Some(reply),
-        };
-        let gone = || refusal(GCS_ERROR_NOT_FOUND, format!("placement group {id} was removed"));
-        match self.groups.rows.get(&id).map(|row| &row.phase) {
-            Some(GroupPhase::Created) => return Some(done()),
-            Some(GroupPhase::Removed) => return Some(gone()),
-            // Its registration may be under way, so that it is worth waiting for.
-            Some(_) => {}
-            None if self.groups.was_removed(&id) => return Some(gone()),
-            None => {}
-        }
-        if key.wait_ms == 0 {
-            return Some(GcsReply::default());
-        }
-        if self.groups.waiters.len() as u64 >= self.settings.maximum_waiting_questions {
-            return Some(invalid(
-                "too many questions wait for placement groups (maximum_waiting_questions)",
-            ));
-        }
-        let waiter = self.groups.next_waiter;
-        self.groups.next_waiter += 1;
-        self.groups.waiters.insert(
-            waiter,
-            GroupWaiter {
-                node,
-                correlation,
-                group: id,
-            },
-        );
-        self.set_timer(self.now_ms.saturating_add(key.wait_ms), Timer::GroupWait(waiter));
-        None
-    }
-
-    fn answer_group_waiters(&mut self, id: PlacementGroupId, reply: &GcsReply) {
-        let ready: Vec<u64> = self
-            .groups
-            .waiters
-            .iter()
-            .filter(|(_, waiter)| waiter.group == id)
-            .map(|(at, _)| *at)
-            .collect();
-        for at in ready {
-            if let Some(waiter) = self.groups.waiters.remove(&at) {
-                self.reply(waiter.node, waiter.correlation, reply.clone());
-            }
-        }
-    }
-
-    pub(crate) fn on_group_wait_over(&mut self, at: u64) {
-        if let Some(waiter) = self.groups.waiters.remove(&at) {
-            self.reply(waiter.node, waiter.correlation, GcsReply::default());
-        }
-    }
-
-    pub(crate) fn group_waits_forget_node(&mut self, node: NodeId) {
-        self.groups.waiters.retain(|_, waiter| waiter.node != node);
     }
 }

@@ -7,12 +7,12 @@
 use ray_ids::{to_hex, ActorId, JobId, NodeId, PlacementGroupId, WorkerId};
 use ray_sched::resource_set::BUNDLE_MARKER;
 use ray_sched::ResourceSet;
-use ray_wire::{Address, DeathCause, GcsReply, ResourceAmount, GCS_ERROR_NOT_FOUND};
+use ray_wire::{Address, DeathCause, GcsReply, ResourceAmount};
 use serde_json::{json, Map, Value};
 
 use crate::actors::{ActorRow, Phase};
 use crate::placement_groups::{GroupPhase, GroupRow};
-use crate::state::{done, invalid, refusal, Gcs};
+use crate::state::{done, invalid, Gcs, Refusal};
 
 const ACTOR_STATES: [&str; 5] = [
     "DEPENDENCIES_UNREADY",
@@ -244,12 +244,12 @@ impl Gcs {
                 json: answer.to_string(),
                 ..done()
             },
-            Err(reply) => reply,
+            Err(refusal) => refusal.into(),
         }
     }
 
-    fn answer(&self, query: &Value) -> Result<Value, GcsReply> {
-        let method = text(query, "method").ok_or_else(|| invalid("the query names no method"))?;
+    fn answer(&self, query: &Value) -> Result<Value, Refusal> {
+        let method = text(query, "method").ok_or_else(|| Refusal::invalid("the query names no method"))?;
         Ok(match method {
             "nodes" => self.nodes.keys().map(|id| node_json(self, *id)).collect(),
             "jobs" => self.jobs.rows.keys().map(|id| job_json(self, *id)).collect(),
@@ -288,7 +288,7 @@ impl Gcs {
             }),
             "pending" => self.query_pending(),
             "health" => self.query_health(),
-            other => return Err(invalid(format!("the control plane knows no query {other:?}"))),
+            other => return Err(Refusal::invalid(format!("the control plane knows no query {other:?}"))),
         })
     }
 
@@ -304,9 +304,9 @@ impl Gcs {
         Value::Object(shown(&sum))
     }
 
-    fn query_actors(&self, query: &Value) -> Result<Value, GcsReply> {
+    fn query_actors(&self, query: &Value) -> Result<Value, Refusal> {
         let job = match text(query, "job_id") {
-            Some(job) => Some(JobId::from_hex(job).map_err(|error| invalid(error.to_string()))?),
+            Some(job) => Some(JobId::from_hex(job).map_err(|error| Refusal::invalid(error.to_string()))?),
             None => None,
         };
         let state = text(query, "state");
@@ -321,26 +321,26 @@ impl Gcs {
             .into())
     }
 
-    fn query_actor(&self, query: &Value) -> Result<Value, GcsReply> {
+    fn query_actor(&self, query: &Value) -> Result<Value, Refusal> {
         let id = match (text(query, "actor_id"), text(query, "name")) {
-            (Some(id), _) => ActorId::from_hex(id).map_err(|error| invalid(error.to_string()))?,
+            (Some(id), _) => ActorId::from_hex(id).map_err(|error| Refusal::invalid(error.to_string()))?,
             (None, Some(name)) => {
                 let key = (
                     text(query, "namespace").unwrap_or_default().to_string(),
                     name.to_string(),
                 );
                 let id = self.actors.names.get(&key).copied();
-                id.ok_or_else(|| refusal(GCS_ERROR_NOT_FOUND, format!("no actor has the name {name:?}")))?
+                id.ok_or_else(|| Refusal::not_found(format!("no actor has the name {name:?}")))?
             }
             (None, None) => {
-                return Err(invalid(
+                return Err(Refusal::invalid(
                     "the query names no actor: give actor_id, or name and namespace",
                 ))
             }
         };
         let row = self.actors.rows.get(&id);
         row.map(actor_json)
-            .ok_or_else(|| refusal(GCS_ERROR_NOT_FOUND, format!("actor {id} is not known")))
+            .ok_or_else(|| Refusal::not_found(format!("actor {id} is not known")))
     }
 
     fn query_named_actors(&self, query: &Value) -> Value {
@@ -352,26 +352,26 @@ impl Gcs {
             .collect()
     }
 
-    fn query_group(&self, query: &Value) -> Result<Value, GcsReply> {
+    fn query_group(&self, query: &Value) -> Result<Value, Refusal> {
         let id = match (text(query, "placement_group_id"), text(query, "name")) {
-            (Some(id), _) => PlacementGroupId::from_hex(id).map_err(|error| invalid(error.to_string()))?,
+            (Some(id), _) => PlacementGroupId::from_hex(id).map_err(|error| Refusal::invalid(error.to_string()))?,
             (None, Some(name)) => {
                 let key = (
                     text(query, "namespace").unwrap_or_default().to_string(),
                     name.to_string(),
                 );
                 let id = self.groups.names.get(&key).copied();
-                id.ok_or_else(|| refusal(GCS_ERROR_NOT_FOUND, format!("no placement group has the name {name:?}")))?
+                id.ok_or_else(|| Refusal::not_found(format!("no placement group has the name {name:?}")))?
             }
             (None, None) => {
-                return Err(invalid(
+                return Err(Refusal::invalid(
                     "the query names no group: give placement_group_id, or name and namespace",
                 ))
             }
         };
         let row = self.groups.rows.get(&id);
         row.map(group_json)
-            .ok_or_else(|| refusal(GCS_ERROR_NOT_FOUND, format!("placement group {id} is not known")))
+            .ok_or_else(|| Refusal::not_found(format!("placement group {id} is not known")))
     }
 
     fn query_pending(&self) -> Value {

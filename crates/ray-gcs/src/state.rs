@@ -14,7 +14,7 @@ use bytes::Bytes;
 use prost::Message;
 use ray_ids::{ActorId, ClusterId, NodeId, WorkerId};
 use ray_sched::ClusterView;
-use ray_wire::{encode, GcsCall, GcsReply, GcsRequest, GCS_ERROR_INVALID};
+use ray_wire::{encode, GcsCall, GcsReply, GcsRequest, GCS_ERROR_INVALID, GCS_ERROR_NOT_FOUND};
 use rustc_hash::FxHashMap;
 
 use crate::actors::Actors;
@@ -28,6 +28,8 @@ use crate::records::{MetaRecord, Mutation, Table};
 use crate::settings::GcsSettings;
 
 /// Something that happened.
+// An event is handed over once and not kept, so a large variant costs nothing that a box would save.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// A message of a node, over its current link. `Register` is the first of every link.
@@ -471,6 +473,26 @@ pub(crate) fn done() -> GcsReply {
     GcsReply {
         found: true,
         ..GcsReply::default()
+    }
+}
+
+/// Why something is refused: its kind and a sentence.
+#[derive(Debug)]
+pub(crate) struct Refusal(pub(crate) u32, pub(crate) String);
+
+impl Refusal {
+    pub(crate) fn invalid(error: impl Into<String>) -> Self {
+        Self(GCS_ERROR_INVALID, error.into())
+    }
+
+    pub(crate) fn not_found(error: impl Into<String>) -> Self {
+        Self(GCS_ERROR_NOT_FOUND, error.into())
+    }
+}
+
+impl From<Refusal> for GcsReply {
+    fn from(Refusal(error_kind, error): Refusal) -> Self {
+        refusal(error_kind, error)
     }
 }
 

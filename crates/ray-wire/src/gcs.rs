@@ -159,6 +159,8 @@ pub struct GcsRequest {
 }
 
 /// The calls.
+// A call lives for the length of one decoding; the largest is the most frequent, so boxing it would only cost.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum GcsCall {
     #[prost(message, tag = "10")]

@@ -431,7 +431,7 @@ fn an_owners_death_ends_what_is_not_detached() {
         GcsMessage::WorkerDied(died) => died.worker.clone(),
         _ => None,
     });
-    assert_eq!(notices, [owner.clone()]);
+    assert_eq!(notices, std::slice::from_ref(&owner));
     let late = world.register_actor(node, actor_id(1, 3), creation(owner, 1));
     assert_eq!(
         late.actor.unwrap().state,

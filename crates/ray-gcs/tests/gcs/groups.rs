@@ -46,7 +46,7 @@ fn commits(world: &World, node: NodeId) -> usize {
 
 fn prepared(world: &mut World, node: NodeId, group: PlacementGroupId, attempt: u64, success: bool) {
     let placement_group_id = bytes(group.as_bytes());
-    world.from_node(
+    world.hear(
         node,
         NodeMessage::BundlesPrepared(BundlesPrepared {
             placement_group_id,
@@ -58,7 +58,7 @@ fn prepared(world: &mut World, node: NodeId, group: PlacementGroupId, attempt: u
 
 fn committed(world: &mut World, node: NodeId, group: PlacementGroupId, attempt: u64) {
     let placement_group_id = bytes(group.as_bytes());
-    world.from_node(
+    world.hear(
         node,
         NodeMessage::BundlesCommitted(BundlesCommitted {
             placement_group_id,

@@ -531,7 +531,7 @@ impl History {
             .filter(|raylet| raylet.linked)
             .and_then(|raylet| raylet.up.pop_front());
         let Some(message) = message else { return false };
-        self.world.from_node(id, message);
+        self.world.hear(id, message);
         self.collect();
         true
     }

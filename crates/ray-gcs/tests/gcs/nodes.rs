@@ -68,7 +68,7 @@ fn a_closed_link_is_death_once_and_late_messages_are_refused() {
     assert_eq!(died(&world, first).len(), 1);
     assert!(died(&world, first)[0].reason.contains("it was cut"));
     world.pass(5_000);
-    world.from_node(first, NodeMessage::Pong);
+    world.hear(first, NodeMessage::Pong);
     assert_eq!(died(&world, first).len(), 1);
     world.report(second, 9, cpus(4), 0);
     let answers = world.sent_to(second, |message| match message {
@@ -98,7 +98,7 @@ fn a_silent_node_dies_after_unanswered_questions() {
     let (first, second) = (world.add_node(1, 4), world.add_node(2, 4));
     for _ in 0..8 {
         world.pass(world.settings.health_check_period_ms);
-        world.from_node(first, NodeMessage::Pong);
+        world.hear(first, NodeMessage::Pong);
     }
     let pings = world.sent_to(second, |message| (*message == GcsMessage::Ping).then_some(()));
     assert_eq!(pings.len() as u64, world.settings.health_check_failure_threshold);
@@ -119,7 +119,7 @@ fn a_control_plane_that_was_stopped_does_not_blame_its_nodes() {
 #[test]
 fn messages_before_a_registration_close_the_link() {
     let mut world = World::new();
-    world.from_node(node_id(9), NodeMessage::Pong);
+    world.hear(node_id(9), NodeMessage::Pong);
     assert_eq!(world.closed, [node_id(9)]);
 }
 

@@ -5,6 +5,8 @@ use serde_json::Value;
 
 use crate::world::*;
 
+type IsKind = fn(&Value) -> bool;
+
 #[test]
 fn nodes_are_shown_as_programs_know_them() {
     let mut world = World::new();
@@ -23,7 +25,7 @@ fn nodes_are_shown_as_programs_know_them() {
     }];
     world.register(message);
     let shown = world.query(r#"{"method": "nodes"}"#)[0].clone();
-    let kinds: Vec<(&str, fn(&Value) -> bool)> = vec![
+    let kinds: Vec<(&str, IsKind)> = vec![
         ("NodeID", Value::is_string),
         ("Alive", Value::is_boolean),
         ("NodeManagerAddress", Value::is_string),
@@ -77,12 +79,12 @@ fn resources_are_sums_of_what_users_know() {
         attempt: 1,
         success: true,
     };
-    world.from_node(first, ray_gcs::NodeMessage::BundlesPrepared(prepared));
+    world.hear(first, ray_gcs::NodeMessage::BundlesPrepared(prepared));
     let committed = BundlesCommitted {
         placement_group_id,
         attempt: 1,
     };
-    world.from_node(first, ray_gcs::NodeMessage::BundlesCommitted(committed));
+    world.hear(first, ray_gcs::NodeMessage::BundlesCommitted(committed));
     assert_eq!(
         world.query(r#"{"method": "cluster_resources"}"#),
         serde_json::json!({"CPU": 6.0})

@@ -100,7 +100,7 @@ fn nothing_is_placed_before_the_known_nodes_are_back_or_given_up() {
     assert!(world.state(actor_id(1, 1)).pending_reason.contains("restarted"));
     // Whoever is back stays, silent or not, until the time for the others is over.
     for _ in 0..8 {
-        world.from_node(first, NodeMessage::Pong);
+        world.hear(first, NodeMessage::Pong);
         world.pass(world.settings.node_reconnect_grace_ms / 8);
     }
     assert!(world.last_placement(actor_id(1, 1)).is_some());
@@ -191,8 +191,8 @@ fn bundles_of_an_unfinished_attempt_are_returned_and_whole_groups_stay() {
         attempt: 1,
         success: true,
     };
-    world.from_node(node, NodeMessage::BundlesPrepared(prepared));
-    world.from_node(
+    world.hear(node, NodeMessage::BundlesPrepared(prepared));
+    world.hear(
         node,
         NodeMessage::BundlesCommitted(BundlesCommitted {
             placement_group_id,

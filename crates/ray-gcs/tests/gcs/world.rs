@@ -181,7 +181,7 @@ impl World {
         }
     }
 
-    pub fn from_node(&mut self, node: NodeId, message: NodeMessage) {
+    pub fn hear(&mut self, node: NodeId, message: NodeMessage) {
         self.step(Event::FromNode { node, message });
     }
 
@@ -196,7 +196,7 @@ impl World {
         self.correlation += 1;
         let correlation = self.correlation;
         let from = self.sent.len();
-        self.from_node(
+        self.hear(
             node,
             NodeMessage::Register {
                 correlation,
@@ -230,7 +230,7 @@ impl World {
             sender: Some(address(node, worker)),
             call: Some(call),
         };
-        self.from_node(
+        self.hear(
             node,
             NodeMessage::Request {
                 correlation,
@@ -296,7 +296,7 @@ impl World {
             pid: 100,
             ..ActorCreated::default()
         };
-        self.from_node(node, NodeMessage::ActorCreated(created));
+        self.hear(node, NodeMessage::ActorCreated(created));
     }
 
     pub fn create_failed(&mut self, node: NodeId, id: ActorId, incarnation: u64, kind: u32) {
@@ -311,7 +311,7 @@ impl World {
             failure,
             ..ActorCreated::default()
         };
-        self.from_node(node, NodeMessage::ActorCreated(created));
+        self.hear(node, NodeMessage::ActorCreated(created));
     }
 
     pub fn rejected(&mut self, node: NodeId, id: ActorId, incarnation: u64) {
@@ -321,7 +321,7 @@ impl World {
             rejected: true,
             ..ActorCreated::default()
         };
-        self.from_node(node, NodeMessage::ActorCreated(created));
+        self.hear(node, NodeMessage::ActorCreated(created));
     }
 
     /// An actor of the driver on `node` that lives as `worker`.
@@ -344,7 +344,7 @@ impl World {
             incarnation: actor.map_or(0, |(_, incarnation)| incarnation),
             driver_job_id: Bytes::new(),
         };
-        self.from_node(node, NodeMessage::WorkerDeath(report));
+        self.hear(node, NodeMessage::WorkerDeath(report));
     }
 
     /// What the control plane knows of an actor, by the state that watching it gives.
@@ -410,7 +410,7 @@ impl World {
             placements_seen: seen,
             ..ResourceReport::default()
         };
-        self.from_node(node, NodeMessage::ResourceReport(report));
+        self.hear(node, NodeMessage::ResourceReport(report));
     }
 
     /// The messages sent to `node` so far that `pick` picks.
