@@ -79,7 +79,7 @@ class ActorCore:
 class StreamCore:
     """The consumer's end of a streaming generator, made by `submit_task` where num_returns is streaming or dynamic."""
 
-    def next(self, timeout_s: float | None) -> ObjectRef[Any] | None:
+    def next(self, timeout_s: float | None = None) -> ObjectRef[Any] | None:
         """The next item's reference once it (or the end) is known; None at the end. Waits with the GIL released.
 
         A task's failure is an item of its own, then the end. Raises GetTimeoutError.
@@ -115,6 +115,8 @@ class RunningTask:
     method_name: str
     concurrency_group: str
     attempt: int
+    function_id: bytes
+    generator_backpressure: int
     num_returns: int
     caller: bytes  # worker id
     depth: int
@@ -156,7 +158,9 @@ class CoreWorker:
         A label_selector is given as strategy hard labels.
         """
 
-    def submit_task(self, template: TaskTemplate, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+    def submit_task(
+        self, template: TaskTemplate, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Submits a call. Returns None for num_returns=0, an ObjectRef for 1, a list for more, a StreamCore for
         streaming, and for dynamic an ObjectRef whose value is a list of references.
 
@@ -174,7 +178,7 @@ class CoreWorker:
         """
 
     def submit_actor_task(
-        self, actor: ActorCore, template: TaskTemplate, args: tuple[Any, ...], kwargs: dict[str, Any] | None
+        self, actor: ActorCore, template: TaskTemplate, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> Any:
         """As `submit_task`. Raises PendingCallsLimitExceeded."""
 
@@ -189,10 +193,10 @@ class CoreWorker:
 
     # --- objects ---
     def put(self, value: Any) -> ObjectRef[Any]: ...
-    def get(self, references: Sequence[ObjectRef[Any]], timeout_s: float | None) -> list[Any]:
+    def get(self, references: Sequence[ObjectRef[Any]], timeout_s: float | None = None) -> list[Any]:
         """The values, in order. Raises the first failure (the task's own exception type, GetTimeoutError, …)."""
 
-    def get_one(self, reference: ObjectRef[Any], timeout_s: float | None) -> Any: ...
+    def get_one(self, reference: ObjectRef[Any], timeout_s: float | None = None) -> Any: ...
     def wait(
         self, references: Sequence[ObjectRef[Any]], num_returns: int, timeout_s: float | None, fetch_local: bool
     ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]: ...
@@ -213,7 +217,7 @@ class CoreWorker:
         """placement_group_id (bytes 18), bundles ([{name: float}]), strategy ("PACK" …), name, detached, namespace,
         soft_target_node_id (bytes or b""), bundle_label_selector."""
     def remove_placement_group(self, placement_group_id: bytes) -> None: ...
-    def wait_placement_group(self, placement_group_id: bytes, timeout_s: float | None) -> bool: ...
+    def wait_placement_group(self, placement_group_id: bytes, timeout_s: float | None = None) -> bool: ...
     def new_placement_group_id(self) -> bytes: ...
     def drain_node(self, node_id: bytes, reason: str, deadline_s: float) -> None: ...
 
@@ -233,6 +237,12 @@ class CoreWorker:
 
     def set_current_task(self, task: RunningTask | None) -> None:
         """Makes `task` this thread's current one (pool threads; coroutines set a context variable instead)."""
+
+    def current_task(self) -> RunningTask | None:
+        """The call that runs on this thread."""
+
+    def current_actor_handle(self) -> tuple[ActorCore, bytes]:
+        """A counted handle to the actor that this process is, and its handle metadata. Raises RaySystemError elsewhere."""
 
     def exit_worker(self, reason: str) -> None:
         """Leaves after the current call (`exit_actor`, `__ray_terminate__`)."""

@@ -20,6 +20,7 @@ use ray_worker::{
 
 use crate::conversion::{bytes_field, field, id_error, optional, resources, strategy};
 use crate::error::{get_failure, worker_error, RayletError};
+use crate::execution::RunningTask;
 use crate::handles::{deadline, ActorCore, StreamCore, TaskTemplate};
 use crate::reference::ObjectRef;
 use crate::serialize::{self, Reading};
@@ -36,7 +37,7 @@ static CURRENT: Mutex<Option<Runtime>> = Mutex::new(None);
 
 thread_local! {
     /// The call that runs on this thread.
-    static CURRENT_TASK: RefCell<Option<Arc<ray_worker::Incoming>>> = const { RefCell::new(None) };
+    static CURRENT_TASK: RefCell<Option<Py<RunningTask>>> = const { RefCell::new(None) };
 }
 
 /// The runtime that this process joined last.
@@ -45,14 +46,15 @@ pub fn current_runtime() -> Option<Runtime> {
 }
 
 /// Makes a call this thread's current one.
-pub fn set_current_task(task: Option<Arc<ray_worker::Incoming>>) -> Option<Arc<ray_worker::Incoming>> {
-    CURRENT_TASK.with(|current| current.replace(task))
+pub fn set_current_task(task: Option<Py<RunningTask>>) {
+    // The old one is dropped outside the cell: its end may run code that looks here.
+    let _old = CURRENT_TASK.with(|current| current.replace(task));
 }
 
 impl Runtime {
     /// The task that this thread runs; a driver's root task outside any.
     pub fn current_task_id(&self) -> TaskId {
-        let running = CURRENT_TASK.with(|current| current.borrow().as_ref().map(|task| task.task_id));
+        let running = CURRENT_TASK.with(|current| current.borrow().as_ref().map(|task| task.get().incoming.task_id));
         running.unwrap_or_else(|| match self.worker.actor() {
             Some((actor, _)) => TaskId::for_actor_creation(actor),
             None => TaskId::for_driver(self.worker.job_id()),
@@ -632,26 +634,45 @@ impl CoreWorker {
 
     fn finish(
         &self,
-        task: &crate::execution::RunningTask,
+        task: &RunningTask,
         value: &Bound<'_, PyAny>,
         exception: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         crate::execution::finish(&self.runtime, task, value, exception)
     }
 
-    fn put_generator_item(&self, task: &crate::execution::RunningTask, value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    fn put_generator_item(&self, task: &RunningTask, value: &Bound<'_, PyAny>) -> PyResult<bool> {
         crate::execution::put_generator_item(&self.runtime, task, value)
     }
 
-    fn set_current_task(&self, task: Option<&crate::execution::RunningTask>) {
-        set_current_task(task.map(|task| task.incoming.clone()));
+    #[pyo3(signature = (task))]
+    fn set_current_task(&self, task: Option<Py<RunningTask>>) {
+        set_current_task(task);
+    }
+
+    fn current_task(&self, py: Python<'_>) -> Option<Py<RunningTask>> {
+        CURRENT_TASK.with(|current| current.borrow().as_ref().map(|task| task.clone_ref(py)))
+    }
+
+    fn current_actor_handle<'py>(&self, py: Python<'py>) -> PyResult<(ActorCore, Bound<'py, PyBytes>)> {
+        let (actor, reference, metadata) = self
+            .runtime
+            .worker
+            .own_actor_handle()
+            .map_err(|error| worker_error(py, error))?;
+        let core = ActorCore {
+            runtime: self.runtime.clone(),
+            actor,
+            reference: Some(reference),
+        };
+        Ok((core, PyBytes::new(py, &metadata)))
     }
 
     fn exit_worker(&self, reason: &str) {
         self.runtime.worker.exit_after_call(reason);
     }
 
-    fn is_cancelled(&self, task: &crate::execution::RunningTask) -> bool {
+    fn is_cancelled(&self, task: &RunningTask) -> bool {
         self.runtime.worker.is_cancelled(&task.incoming.task_id)
     }
 

@@ -179,7 +179,7 @@ impl Loop<'_> {
                 executor: self.executor.clone_ref(py),
             },
         )?;
-        set_current_task(Some(incoming.clone()));
+        set_current_task(Some(task.clone().unbind()));
         let outcome = self.call(py, &task);
         let result = match outcome {
             // Somebody else ends it.

@@ -137,6 +137,8 @@ struct ExecutionState {
     past_leases: VecDeque<LeaseId>,
     early: Vec<(Instant, Arc<Incoming>)>,
     actor: Option<(ActorId, u64)>,
+    /// The actor's owner and the description of its methods.
+    actor_origin: Option<(Address, Bytes)>,
     running: FxHashMap<TaskId, bool>,
     progress: FxHashMap<TaskId, Arc<Mutex<ProgressState>>>,
     calls: FxHashMap<Bytes, u32>,
@@ -413,6 +415,11 @@ impl Inner {
         {
             let mut state = lock(&self.execution.state);
             state.actor = Some((actor, message.incarnation));
+            let metadata = incoming
+                .creation
+                .as_ref()
+                .map(|creation| creation.handle_metadata.clone());
+            state.actor_origin = Some((incoming.caller.clone(), metadata.unwrap_or_default()));
             let mut assigned = state.assigned.take().unwrap_or_default();
             assigned.job_config_json.clone_from(&message.job_config_json);
             assigned.job_id = id_bytes(actor.job_id().as_bytes());
@@ -694,6 +701,19 @@ impl CoreWorker {
     /// The actor that this worker is, with its incarnation.
     pub fn actor(&self) -> Option<(ActorId, u64)> {
         lock(&self.0.execution.state).actor
+    }
+
+    /// A counted handle to the actor that this worker is, and the description of its methods.
+    pub fn own_actor_handle(&self) -> Result<(ActorId, Reference, Bytes), WorkerError> {
+        let (actor, origin) = {
+            let state = lock(&self.0.execution.state);
+            (state.actor, state.actor_origin.clone())
+        };
+        let (Some((actor, _)), Some((owner, metadata))) = (actor, origin) else {
+            return Err(WorkerError::Invalid("this process is no actor".into()));
+        };
+        let reference = self.receive_reference(crate::actors::handle_object(actor), &owner, None, None)?;
+        Ok((actor, reference, metadata))
     }
 
     /// The value of an argument, and the reference that keeps it while the call runs.

@@ -309,7 +309,9 @@ impl CoreWorker {
     /// The nodes that have an object, and its size where it is in a store.
     pub fn locations(&self, object: &ObjectId) -> (Vec<NodeId>, Option<u64>) {
         let state = self.0.lock();
-        let Some(entry) = state.refs.get(object) else { return (Vec::new(), None) };
+        let Some(entry) = state.refs.get(object) else {
+            return (Vec::new(), None);
+        };
         match entry.value.value() {
             SlotValue::Stored { bytes, .. } => (entry.locations().to_vec(), Some(bytes)),
             SlotValue::Inline(value) => (vec![self.0.node_id], Some(value.size() as u64)),

@@ -181,12 +181,18 @@ impl CoreWorker {
     pub fn free(&self, references: &[Reference], local_only: bool) -> Result<(), WorkerError> {
         let mut state = self.0.enter()?;
         for reference in references {
-            let Some(entry) = state.refs.get(&reference.id) else { continue };
+            let Some(entry) = state.refs.get(&reference.id) else {
+                continue;
+            };
             if !entry.is_owned() || !reference.slot.is_ready() {
                 continue;
             }
-            let nodes: Vec<NodeId> =
-                entry.locations().iter().copied().filter(|node| !local_only || *node == self.0.node_id).collect();
+            let nodes: Vec<NodeId> = entry
+                .locations()
+                .iter()
+                .copied()
+                .filter(|node| !local_only || *node == self.0.node_id)
+                .collect();
             for node in &nodes {
                 state.refs.remove_location(&reference.id, *node);
                 self.0.free_on(&mut state, *node, &reference.id);

@@ -240,11 +240,17 @@ impl Completions {
     pub fn wait(&self, limit: std::time::Duration) -> Result<bool, WorkerError> {
         use rustix::event::{poll, PollFd, PollFlags, Timespec};
         let mut descriptors = [PollFd::new(&self.0.descriptor, PollFlags::IN)];
-        let limit = Timespec::try_from(limit).unwrap_or(Timespec { tv_sec: i64::MAX / 2, tv_nsec: 0 });
+        let limit = Timespec::try_from(limit).unwrap_or(Timespec {
+            tv_sec: i64::MAX / 2,
+            tv_nsec: 0,
+        });
         match poll(&mut descriptors, Some(&limit)) {
             Ok(ready) => Ok(ready > 0),
             Err(rustix::io::Errno::INTR) => Ok(false),
-            Err(source) => Err(WorkerError::Io { what: "wait for completions", source: source.into() }),
+            Err(source) => Err(WorkerError::Io {
+                what: "wait for completions",
+                source: source.into(),
+            }),
         }
     }
 }
