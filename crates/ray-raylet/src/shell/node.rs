@@ -57,6 +57,8 @@ pub(super) enum Timer {
     /// A process's link is closed and its exit status is awaited; or the other way round.
     ProcessEnd(WorkerId),
     FlushZygote,
+    /// A worker that registered does not listen yet.
+    CheckListening,
     RestartZygote,
     ReadLogs,
     LeaveAfterDrain,
@@ -105,6 +107,7 @@ pub struct Node {
     pub(super) zygote_command: ZygoteCommand,
     pub(super) zygote_starts: u64,
     pub(super) zygote_failures: u32,
+    pub(super) starting_to_listen: Vec<WorkerId>,
     /// Fork requests that no zygote has been asked yet.
     pub(super) zygote_backlog: BTreeMap<u64, serde_json::Value>,
     pub(super) logs: Logs,
@@ -239,6 +242,7 @@ impl Node {
             zygote_command,
             zygote_starts: 0,
             zygote_failures: 0,
+            starting_to_listen: Vec::new(),
             zygote_backlog: BTreeMap::new(),
             logs,
             owners: Owners::default(),
@@ -370,6 +374,7 @@ impl Node {
                 Timer::Report => self.send_report(),
                 Timer::ProcessEnd(worker) => self.process_end_overdue(worker),
                 Timer::FlushZygote => self.flush_zygote(),
+                Timer::CheckListening => self.check_listening(),
                 Timer::RestartZygote => self.start_zygote(),
                 Timer::ReadLogs => self.read_logs(),
                 Timer::LeaveAfterDrain => self.stop(None),

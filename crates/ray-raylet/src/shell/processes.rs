@@ -492,7 +492,8 @@ impl Node {
                 self.links.insert(link.id(), (link.clone(), LinkRole::Process(worker)));
                 let welcome = self.welcome(worker, job, Some(slot), evidence);
                 let _ = link.send(kinds::WELCOME, correlation, ray_wire::encode(&welcome), &[]);
-                self.step(Event::WorkerReady { worker });
+                self.starting_to_listen.push(worker);
+                self.check_listening();
                 Ok(())
             }
             ROLE_DRIVER => {
@@ -522,6 +523,24 @@ impl Node {
                 Ok(())
             }
             other => refuse(format!("role {other} is not known to this version")),
+        }
+    }
+
+    /// A worker is ready once others can connect to it: it listens after it was welcomed.
+    pub(super) fn check_listening(&mut self) {
+        let sockets = self.config.session_directory.join("sockets");
+        for worker in std::mem::take(&mut self.starting_to_listen) {
+            if !self.processes.contains_key(&worker) {
+                continue;
+            }
+            if sockets.join(worker.hex()).exists() {
+                self.step(Event::WorkerReady { worker });
+            } else {
+                self.starting_to_listen.push(worker);
+            }
+        }
+        if !self.starting_to_listen.is_empty() && !self.has_timer(Timer::CheckListening) {
+            self.at(1, Timer::CheckListening);
         }
     }
 

@@ -66,11 +66,16 @@ impl Zygote {
         process.stdout(log("out")?).stderr(log("err")?);
         // A group of its own, so that a terminal's signals to the driver do not reach it.
         process.process_group(0);
-        // SAFETY: fcntl is async-signal-safe, and the descriptor stays open until the spawn is over.
+        // SAFETY: fcntl, sigemptyset and sigprocmask are async-signal-safe, the set is filled before it is used, and the
+        // descriptor stays open until the spawn is over.
         unsafe {
             process.pre_exec(move || {
                 let borrowed = BorrowedFd::borrow_raw(descriptor);
                 rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::empty())?;
+                // This thread blocks signals to read them; the zygote must hear of its children's ends.
+                let mut none: libc::sigset_t = std::mem::zeroed();
+                libc::sigemptyset(&mut none);
+                libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
                 Ok(())
             });
         }
