@@ -148,6 +148,10 @@ class Executor:
         for path in reversed(paths):
             if path not in sys.path:
                 sys.path.insert(0, path)
+        directory = self._job_config.get("cwd")
+        if directory and os.path.isdir(directory):
+            # Relative paths mean here what they mean in the driver; on another machine the directory may be missing.
+            os.chdir(directory)
         logging_config = self._job_config.get("logging_config")
         if logging_config:
             from ray._private.logging_config import LoggingConfig
@@ -454,6 +458,7 @@ class Executor:
             actor_id=task.actor_id.hex() if in_actor else None,
             skip_directories=_OWN_FILES,
         )
+        error.proctitle = f"ray::{name}()"
         return serialization.dump_exception(error)
 
     def _node_ip(self) -> str:

@@ -81,7 +81,8 @@ def describe_death(death: dict[str, Any] | None) -> str:
         facts.append(f"exit code {death['exit_code']}")
     if death.get("signal") is not None:
         facts.append(f"signal {_signal_name(death['signal'])}")
-    fresh = [fact for fact in facts if fact.lower() not in message.lower()]
+    # "exited with code 3" says it already.
+    fresh = [fact for fact in facts if fact.removeprefix("exit ").split(" (")[0] not in message]
     text = "; ".join(parts) + (f" ({', '.join(fresh)})" if fresh else "")
     text = text.strip()
     if text:
@@ -112,8 +113,11 @@ def error_from_value(error: dict[str, Any]) -> BaseException:
 
 
 def _details(error: dict[str, Any]) -> str:
-    message, death = error.get("message") or "", describe_death(error.get("death"))
-    return _join(message, death if death.rstrip(".") != message.rstrip(".") else "")
+    message, death = (error.get("message") or "").rstrip(), describe_death(error.get("death"))
+    if message.rstrip(".") and message.rstrip(".") in death:
+        # The death says the same and more.
+        message = ""
+    return _join(message, death)
 
 
 def _worker_crashed(error: dict[str, Any]) -> BaseException:
