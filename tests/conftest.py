@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
 import ray
 
 # Sessions of the tests lie apart from those of anybody else on the machine, so that the leak check sees only them and

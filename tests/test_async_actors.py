@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import pytest
+
 import ray
 
 pytestmark = pytest.mark.usefixtures("ray_module")

@@ -6,8 +6,9 @@ import threading
 import time
 
 import pytest
-import ray
 from conftest import run_program, wait_for_condition
+
+import ray
 
 pytestmark = pytest.mark.usefixtures("ray_module")
 

@@ -6,8 +6,9 @@ import time
 
 import numpy as np
 import pytest
-import ray
 from conftest import wait_for_condition
+
+import ray
 
 pytestmark = pytest.mark.usefixtures("ray_module")
 

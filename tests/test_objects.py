@@ -6,8 +6,9 @@ import pickle
 
 import numpy as np
 import pytest
-import ray
 from conftest import wait_for_condition
+
+import ray
 
 pytestmark = pytest.mark.usefixtures("ray_module")
 MEGABYTE = 1 << 20
@@ -18,7 +19,9 @@ def stored_bytes():
     core = ray._private.worker.global_worker.core
     answer = json.loads(core.node_query(json.dumps({"method": "objects"})))
     objects = answer["objects"] if isinstance(answer, dict) else answer
-    return sum(next(v for k, v in row.items() if k in ("size_bytes", "size", "bytes", "object_size")) for row in objects)
+    return sum(
+        next(v for k, v in row.items() if k in ("size_bytes", "size", "bytes", "object_size")) for row in objects
+    )
 
 
 @pytest.mark.parametrize(
