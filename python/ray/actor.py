@@ -390,6 +390,10 @@ class ActorClass:
         """Would make a node of a graph."""
         raise NotImplementedError(f"{self._class_name}.bind(): graphs of actors (ray.dag) are not built yet")
 
+    @property
+    def _default_options(self) -> dict[str, Any]:
+        return dict(self._options)
+
     def _remote(self, args: Any = None, kwargs: Any = None, **actor_options: Any) -> ActorHandle:
         """Makes an actor with these options, for libraries that pass arguments as containers."""
         target = self.options(**actor_options) if actor_options else self

@@ -117,6 +117,14 @@ class RemoteFunction:
         """Would make a node of a graph."""
         raise NotImplementedError(f"{self._name}.bind(): graphs of tasks (ray.dag) are not built yet")
 
+    @property
+    def _function_name(self) -> str:
+        return self._name
+
+    @property
+    def _default_options(self) -> dict[str, Any]:
+        return dict(self._options)
+
     def _remote(self, args: Any = None, kwargs: Any = None, **task_options: Any) -> Any:
         """Submits a call with these options, for libraries that pass arguments as containers."""
         target = self.options(**task_options) if task_options else self

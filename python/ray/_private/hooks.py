@@ -66,14 +66,11 @@ class RuntimeHooks:
         return msgpack.unpackb(data, raw=False, strict_map_key=False)
 
 
-def describe_death(death: dict[str, Any] | None) -> str:
-    """One sentence or more on how a process died: cause, exit code or signal, pid, the tail of its log."""
+def describe_death(death: dict[str, Any] | None, told: str = "") -> str:
+    """How a process died: cause, exit code or signal, pid, the tail of its log; without what `told` says already."""
     if not death:
         return ""
-    parts = []
-    message = death.get("message") or ""
-    if message:
-        parts.append(message.rstrip("."))
+    message = (death.get("message") or "").rstrip(".")
     facts = []
     if death.get("pid"):
         facts.append(f"pid {death['pid']}")
@@ -82,14 +79,17 @@ def describe_death(death: dict[str, Any] | None) -> str:
     if death.get("signal") is not None:
         facts.append(f"signal {_signal_name(death['signal'])}")
     # "exited with code 3" says it already.
-    fresh = [fact for fact in facts if fact.removeprefix("exit ").split(" (")[0] not in message]
-    text = "; ".join(parts) + (f" ({', '.join(fresh)})" if fresh else "")
-    text = text.strip()
+    known = f"{told} {message}"
+    fresh = [fact for fact in facts if fact.removeprefix("exit ").split(" (")[0] not in known]
+    text = "" if message in told else message
+    if fresh:
+        text = f"{text} ({', '.join(fresh)})".strip()
     if text:
         text += "."
     tail = (death.get("log_tail") or "").rstrip()
     if tail:
-        text += "\nThe last lines of its log:\n" + "\n".join("    " + line for line in tail.splitlines())
+        lines = "\n".join("    " + line for line in tail.splitlines())
+        text = _join(text, "The last lines of its log:\n" + lines)
     return text
 
 
@@ -113,11 +113,11 @@ def error_from_value(error: dict[str, Any]) -> BaseException:
 
 
 def _details(error: dict[str, Any]) -> str:
-    message, death = (error.get("message") or "").rstrip(), describe_death(error.get("death"))
-    if message.rstrip(".") and message.rstrip(".") in death:
-        # The death says the same and more.
+    message = (error.get("message") or "").rstrip()
+    death = error.get("death")
+    if death and message.rstrip(".") == (death.get("message") or "").rstrip("."):
         message = ""
-    return _join(message, death)
+    return _join(message, describe_death(death, message))
 
 
 def _worker_crashed(error: dict[str, Any]) -> BaseException:
@@ -153,7 +153,10 @@ def _actor_died(error: dict[str, Any]) -> BaseException:
         lines.append(f"\tactor_id: {actor_id}")
     if death.get("pid"):
         lines.append(f"\tpid: {death['pid']}")
-    died = exceptions.ActorDiedError(_join(*lines, _details(error)), actor_id)
+    details = _details(error)
+    if details:
+        details = f"The actor is dead: {details}"
+    died = exceptions.ActorDiedError(_join(*lines, details), actor_id)
     died._preempted = kind == DEATH_NODE and "preempt" in (death.get("message") or "").lower()
     return died
 

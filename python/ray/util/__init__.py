@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+# The function of this name hides its module, as programs expect; so it cannot wait until it is first used.
+from ray.util.placement_group import placement_group
+
 _WHERE = {
     "ActorPool": "ray.util.actor_pool",
     "Queue": "ray.util.queue",
@@ -49,12 +52,6 @@ def get_node_instance_id() -> str:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "placement_group":
-        # The function of this name, not its module: `from ray.util import placement_group` means it.
-        from ray.util.placement_group import placement_group
-
-        globals()[name] = placement_group
-        return placement_group
     where = _WHERE.get(name)
     if where is not None:
         value = getattr(importlib.import_module(where), name)
@@ -67,7 +64,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHERE, *_MODULES, "placement_group"})
+    return sorted({*globals(), *_WHERE, *_MODULES})
 
 
 __all__ = [
