@@ -398,7 +398,7 @@ impl LocalScheduler {
         if self.leases.is_empty() || (self.queues.is_empty() && self.reservations.is_empty()) {
             return;
         }
-        if !self.leases.values().any(|lease| is_recallable(lease)) {
+        if !self.leases.values().any(is_recallable) {
             return;
         }
         let mut claimed = ResourceSet::new();

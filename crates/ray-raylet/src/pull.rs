@@ -171,7 +171,7 @@ impl Pulls {
             PullEvent::BufferRefused { object, reason } => self.end(object, &reason, true, &mut out),
             PullEvent::Local { object } => {
                 if let Some(pull) = self.remove(&object) {
-                    if pull.phase == Phase::Receiving {
+                    if matches!(pull.phase, Phase::Receiving | Phase::Room) {
                         out.push(PullCommand::Abort { object });
                     }
                     for waiter in pull.waiters {

@@ -80,6 +80,7 @@ impl Default for SchedulerLimits {
 }
 
 /// What happens to the scheduler.
+#[allow(clippy::large_enum_variant)] // An event is made, handed over and consumed; none is kept.
 #[derive(Debug, Clone)]
 pub enum Event {
     RequestLease {
