@@ -13,20 +13,29 @@ use ray_ids::{ActorId, JobId, LeaseId, PlacementGroupId, WorkerId};
 use ray_sched::{Allocation, ResourceSet};
 use ray_wire::layout::ERROR_PLACEMENT_GROUP_REMOVED;
 use ray_wire::{
-    ActorCreated, BundleKey, CreateActor, DeathCause, KillActorWorker, DEATH_INTENDED, DEATH_JOB, DEATH_PLACEMENT_GROUP,
-    DEATH_RUNTIME_ENV, DEATH_UNKNOWN, DEATH_UNSCHEDULABLE,
+    ActorCreated, BundleKey, CreateActor, DeathCause, KillActorWorker, DEATH_INTENDED, DEATH_JOB,
+    DEATH_PLACEMENT_GROUP, DEATH_RUNTIME_ENV, DEATH_UNKNOWN, DEATH_UNSCHEDULABLE,
 };
 
 fn answer(actor: ActorId, incarnation: u64) -> ActorCreated {
-    ActorCreated { actor_id: ray_wire::id_bytes(actor.as_bytes()), incarnation, ..Default::default() }
+    ActorCreated {
+        actor_id: ray_wire::id_bytes(actor.as_bytes()),
+        incarnation,
+        ..Default::default()
+    }
 }
 
 impl LocalScheduler {
     pub(crate) fn place_actor(&mut self, message: CreateActor, now: Milliseconds, out: &mut Vec<Command>) {
-        let Ok(id) = ActorId::from_binary(&message.actor_id) else { return };
+        let Ok(id) = ActorId::from_binary(&message.actor_id) else {
+            return;
+        };
         let failed = |kind: u32, sentence: String| {
             let failure = Some(death(kind, sentence));
-            Command::AnswerActor(Box::new(ActorCreated { failure, ..answer(id, message.incarnation) }))
+            Command::AnswerActor(Box::new(ActorCreated {
+                failure,
+                ..answer(id, message.incarnation)
+            }))
         };
         if self.finished_jobs.contains(&id.job_id()) && !is_detached(&message) {
             return out.push(failed(DEATH_JOB, "its job ended".into()));
@@ -52,11 +61,18 @@ impl LocalScheduler {
         match demand_of(&creation.resources, creation.strategy.as_ref()) {
             Err(reason) => out.push(failed(DEATH_UNSCHEDULABLE, reason)),
             Ok((_, Some(group))) if self.removed_groups.contains(&group) => {
-                out.push(failed(DEATH_PLACEMENT_GROUP, format!("placement group {group} was removed")));
+                out.push(failed(
+                    DEATH_PLACEMENT_GROUP,
+                    format!("placement group {group} was removed"),
+                ));
             }
             Ok((demand, _)) => {
                 let deadline = now + self.limits.reservation_wait_ms;
-                self.reservations.push_back(Reservation::Actor { message: Box::new(message), demand, deadline });
+                self.reservations.push_back(Reservation::Actor {
+                    message: Box::new(message),
+                    demand,
+                    deadline,
+                });
             }
         }
     }
@@ -70,7 +86,11 @@ impl LocalScheduler {
         out: &mut Vec<Command>,
     ) {
         if self.attempts.get(&group).is_some_and(|known| *known > attempt) {
-            return out.push(Command::AnswerBundlesPrepared { group, attempt, success: false });
+            return out.push(Command::AnswerBundlesPrepared {
+                group,
+                attempt,
+                success: false,
+            });
         }
         self.attempts.insert(group, attempt);
         let waits = |reservation: &Reservation| matches!(reservation, Reservation::Bundles { group: other, .. } if *other == group);
@@ -80,12 +100,26 @@ impl LocalScheduler {
             demand.add_all(&set_from_wire(&bundle.resources));
         }
         let deadline = now + self.limits.reservation_wait_ms;
-        self.reservations.push_back(Reservation::Bundles { group, bundles, attempt, demand, deadline });
+        self.reservations.push_back(Reservation::Bundles {
+            group,
+            bundles,
+            attempt,
+            demand,
+            deadline,
+        });
     }
 
     pub(crate) fn commit_bundles(&mut self, group: PlacementGroupId, attempt: u64, out: &mut Vec<Command>) {
-        let indices: Vec<u32> = self.node.bundles().filter(|(id, ..)| *id == group).map(|(_, index, ..)| index).collect();
-        let done = !indices.is_empty() && indices.iter().all(|index| self.node.commit_bundle(group, *index).is_ok());
+        let indices: Vec<u32> = self
+            .node
+            .bundles()
+            .filter(|(id, ..)| *id == group)
+            .map(|(_, index, ..)| index)
+            .collect();
+        let done = !indices.is_empty()
+            && indices
+                .iter()
+                .all(|index| self.node.commit_bundle(group, *index).is_ok());
         if done {
             self.view_changed = true;
             out.push(Command::AnswerBundlesCommitted { group, attempt });
@@ -97,15 +131,27 @@ impl LocalScheduler {
         self.reservations.retain(|reservation| !of_group(reservation));
         self.asked_groups.remove(&group);
         let returned = |index: u32| indices.is_empty() || indices.contains(&index);
-        let here: Vec<u32> = self.node.bundles().filter(|(id, ..)| *id == group).map(|(_, index, ..)| index).collect();
+        let here: Vec<u32> = self
+            .node
+            .bundles()
+            .filter(|(id, ..)| *id == group)
+            .map(|(_, index, ..)| index)
+            .collect();
         if indices.is_empty() {
             self.attempts.remove(&group);
         }
         for index in here.into_iter().filter(|index| returned(*index)) {
             self.node.remove_bundle(group, index);
         }
-        let in_them = |allocation: &Allocation| allocation.bundle().is_some_and(|(id, index)| id == group && returned(index));
-        let cause = death(DEATH_PLACEMENT_GROUP, format!("its placement group {group} was removed from this node"));
+        let in_them = |allocation: &Allocation| {
+            allocation
+                .bundle()
+                .is_some_and(|(id, index)| id == group && returned(index))
+        };
+        let cause = death(
+            DEATH_PLACEMENT_GROUP,
+            format!("its placement group {group} was removed from this node"),
+        );
         let leases: Vec<(LeaseId, Option<WorkerId>)> = self
             .leases
             .iter()
@@ -118,12 +164,21 @@ impl LocalScheduler {
                 None => {
                     if let Some(lease) = self.drop_lease(&id) {
                         let message = cause.message.clone();
-                        out.push(Command::Refuse { key: lease.key, error_kind: ERROR_PLACEMENT_GROUP_REMOVED, message });
+                        out.push(Command::Refuse {
+                            key: lease.key,
+                            error_kind: ERROR_PLACEMENT_GROUP_REMOVED,
+                            message,
+                        });
                     }
                 }
             }
         }
-        let actors: Vec<ActorId> = self.actors.iter().filter(|(_, actor)| in_them(&actor.allocation)).map(|(id, _)| *id).collect();
+        let actors: Vec<ActorId> = self
+            .actors
+            .iter()
+            .filter(|(_, actor)| in_them(&actor.allocation))
+            .map(|(id, _)| *id)
+            .collect();
         for id in actors {
             self.end_actor(id, cause.clone(), out);
         }
@@ -133,12 +188,18 @@ impl LocalScheduler {
     /// Refuses what waits for placement groups that were removed.
     pub(crate) fn refuse_removed(&mut self, out: &mut Vec<Command>) {
         let removed = self.removed_groups.clone();
-        let gone = self.queues.remove_where(|request| request.class.group.is_some_and(|group| removed.contains(&group)));
+        let gone = self
+            .queues
+            .remove_where(|request| request.class.group.is_some_and(|group| removed.contains(&group)));
         for request in gone {
             let group = request.class.group.unwrap_or(PlacementGroupId::NIL);
             self.asked_groups.remove(&group);
             let message = format!("placement group {group} was removed");
-            out.push(Command::Refuse { key: request.key, error_kind: ERROR_PLACEMENT_GROUP_REMOVED, message });
+            out.push(Command::Refuse {
+                key: request.key,
+                error_kind: ERROR_PLACEMENT_GROUP_REMOVED,
+                message,
+            });
         }
     }
 
@@ -155,33 +216,67 @@ impl LocalScheduler {
         self.reservations = still;
     }
 
-    fn try_reservation(&mut self, reservation: Reservation, now: Milliseconds, out: &mut Vec<Command>) -> Option<Reservation> {
+    fn try_reservation(
+        &mut self,
+        reservation: Reservation,
+        now: Milliseconds,
+        out: &mut Vec<Command>,
+    ) -> Option<Reservation> {
         match reservation {
-            Reservation::Actor { message, demand, deadline } => {
-                let Ok(id) = ActorId::from_binary(&message.actor_id) else { return None };
+            Reservation::Actor {
+                message,
+                demand,
+                deadline,
+            } => {
+                let Ok(id) = ActorId::from_binary(&message.actor_id) else {
+                    return None;
+                };
                 match self.node.allocate(&demand) {
                     Ok(allocation) => {
                         let incarnation = message.incarnation;
                         let phase = ActorPhase::WaitsForWorker;
-                        let actor = Actor { message: *message, incarnation, demand, allocation, worker: None, phase };
+                        let actor = Actor {
+                            message: *message,
+                            incarnation,
+                            demand,
+                            allocation,
+                            worker: None,
+                            phase,
+                        };
                         self.actors.insert(id, actor);
                         self.awaiting.push_back((Awaiting::Actor(id), now));
                         None
                     }
                     Err(shortage) if shortage.is_infeasible() || now >= deadline || self.draining => {
-                        let rejected = ActorCreated { rejected: true, ..answer(id, message.incarnation) };
+                        let rejected = ActorCreated {
+                            rejected: true,
+                            ..answer(id, message.incarnation)
+                        };
                         out.push(Command::AnswerActor(Box::new(rejected)));
                         None
                     }
-                    Err(_) => Some(Reservation::Actor { message, demand, deadline }),
+                    Err(_) => Some(Reservation::Actor {
+                        message,
+                        demand,
+                        deadline,
+                    }),
                 }
             }
-            Reservation::Bundles { group, bundles, attempt, demand, deadline } => {
+            Reservation::Bundles {
+                group,
+                bundles,
+                attempt,
+                demand,
+                deadline,
+            } => {
                 let mut made = Vec::new();
                 let mut failure = None;
                 for bundle in &bundles {
                     let fresh = self.node.bundle_state(group, bundle.index).is_none();
-                    match self.node.prepare_bundle(group, bundle.index, &set_from_wire(&bundle.resources)) {
+                    match self
+                        .node
+                        .prepare_bundle(group, bundle.index, &set_from_wire(&bundle.resources))
+                    {
                         Ok(()) if fresh => made.push(bundle.index),
                         Ok(()) => {}
                         Err(error) => {
@@ -191,7 +286,11 @@ impl LocalScheduler {
                     }
                 }
                 let Some(error) = failure else {
-                    out.push(Command::AnswerBundlesPrepared { group, attempt, success: true });
+                    out.push(Command::AnswerBundlesPrepared {
+                        group,
+                        attempt,
+                        success: true,
+                    });
                     return None;
                 };
                 for index in made {
@@ -204,39 +303,79 @@ impl LocalScheduler {
                     _ => true,
                 };
                 if hopeless || now >= deadline || self.draining {
-                    out.push(Command::AnswerBundlesPrepared { group, attempt, success: false });
+                    out.push(Command::AnswerBundlesPrepared {
+                        group,
+                        attempt,
+                        success: false,
+                    });
                     return None;
                 }
-                Some(Reservation::Bundles { group, bundles, attempt, demand, deadline })
+                Some(Reservation::Bundles {
+                    group,
+                    bundles,
+                    attempt,
+                    demand,
+                    deadline,
+                })
             }
         }
     }
 
-    pub(crate) fn actor_answered(&mut self, worker: WorkerId, message: ActorCreated, now: Milliseconds, out: &mut Vec<Command>) {
-        let Some(id) = self.actor_of_worker.get(&worker).copied() else { return };
-        let Some(actor) = self.actors.get_mut(&id).filter(|actor| actor.incarnation == message.incarnation) else { return };
+    pub(crate) fn actor_answered(
+        &mut self,
+        worker: WorkerId,
+        message: ActorCreated,
+        now: Milliseconds,
+        out: &mut Vec<Command>,
+    ) {
+        let Some(id) = self.actor_of_worker.get(&worker).copied() else {
+            return;
+        };
+        let Some(actor) = self
+            .actors
+            .get_mut(&id)
+            .filter(|actor| actor.incarnation == message.incarnation)
+        else {
+            return;
+        };
         if actor.phase != ActorPhase::Creating {
             return;
         }
         let failed = message.failure.is_some() || message.rejected;
-        actor.phase = if failed { ActorPhase::Leaving } else { ActorPhase::Alive(Box::new(message.clone())) };
+        actor.phase = if failed {
+            ActorPhase::Leaving
+        } else {
+            ActorPhase::Alive(Box::new(message.clone()))
+        };
         out.push(Command::AnswerActor(Box::new(message)));
         if failed {
             // The control plane knows of its end: its death is no news of the actor.
             self.forget_actor(id);
-            self.retire(worker, now + self.limits.forced_exit_ms, "its actor's constructor failed", out);
+            self.retire(
+                worker,
+                now + self.limits.forced_exit_ms,
+                "its actor's constructor failed",
+                out,
+            );
         }
     }
 
     fn retire(&mut self, worker: WorkerId, deadline: Milliseconds, reason: &str, out: &mut Vec<Command>) {
         if let Some(entry) = self.pool.get_mut(&worker) {
-            entry.state = WorkerState::Retired { deadline: Some(deadline) };
-            out.push(Command::AskToExit { worker, reason: reason.into() });
+            entry.state = WorkerState::Retired {
+                deadline: Some(deadline),
+            };
+            out.push(Command::AskToExit {
+                worker,
+                reason: reason.into(),
+            });
         }
     }
 
     pub(crate) fn kill_actor_worker(&mut self, message: KillActorWorker, now: Milliseconds, out: &mut Vec<Command>) {
-        let Ok(id) = ActorId::from_binary(&message.actor_id) else { return };
+        let Ok(id) = ActorId::from_binary(&message.actor_id) else {
+            return;
+        };
         let same = |incarnation: u64| message.incarnation == 0 || incarnation == message.incarnation;
         self.reservations.retain(|reservation| match reservation {
             Reservation::Actor { message: waiting, .. } => {
@@ -244,8 +383,12 @@ impl LocalScheduler {
             }
             Reservation::Bundles { .. } => true,
         });
-        let Some(actor) = self.actors.get_mut(&id).filter(|actor| same(actor.incarnation)) else { return };
-        let cause = message.cause.unwrap_or_else(|| death(DEATH_UNKNOWN, "the control plane ended it"));
+        let Some(actor) = self.actors.get_mut(&id).filter(|actor| same(actor.incarnation)) else {
+            return;
+        };
+        let cause = message
+            .cause
+            .unwrap_or_else(|| death(DEATH_UNKNOWN, "the control plane ended it"));
         let graceful = message.graceful && matches!(actor.phase, ActorPhase::Alive(_));
         match actor.worker.filter(|_| graceful) {
             None => self.end_actor(id, cause, out),
@@ -284,23 +427,46 @@ impl LocalScheduler {
     }
 
     /// A dead worker's actor, for the report.
-    pub(crate) fn actor_worker_gone(&mut self, worker: WorkerId, _cause: &DeathCause, _out: &mut Vec<Command>) -> Option<(ActorId, u64)> {
+    pub(crate) fn actor_worker_gone(
+        &mut self,
+        worker: WorkerId,
+        _cause: &DeathCause,
+        _out: &mut Vec<Command>,
+    ) -> Option<(ActorId, u64)> {
         let id = self.actor_of_worker.remove(&worker)?;
         let actor = self.forget_actor(id)?;
         Some((id, actor.incarnation))
     }
 
-    pub(crate) fn actor_start_failed(&mut self, id: ActorId, environment: &str, cause: &DeathCause, out: &mut Vec<Command>) {
+    pub(crate) fn actor_start_failed(
+        &mut self,
+        id: ActorId,
+        environment: &str,
+        cause: &DeathCause,
+        out: &mut Vec<Command>,
+    ) {
         let wants = |actor: &Actor| {
-            actor.message.creation.as_ref().map_or("", |creation| creation.runtime_env_json.as_str()) == environment
+            actor
+                .message
+                .creation
+                .as_ref()
+                .map_or("", |creation| creation.runtime_env_json.as_str())
+                == environment
         };
         if !self.actors.get(&id).is_some_and(wants) {
             return;
         }
         if let Some(actor) = self.forget_actor(id) {
-            let kind = if cause.kind == DEATH_RUNTIME_ENV { DEATH_RUNTIME_ENV } else { cause.kind };
+            let kind = if cause.kind == DEATH_RUNTIME_ENV {
+                DEATH_RUNTIME_ENV
+            } else {
+                cause.kind
+            };
             let failure = Some(DeathCause { kind, ..cause.clone() });
-            out.push(Command::AnswerActor(Box::new(ActorCreated { failure, ..answer(id, actor.incarnation) })));
+            out.push(Command::AnswerActor(Box::new(ActorCreated {
+                failure,
+                ..answer(id, actor.incarnation)
+            })));
         }
     }
 
@@ -312,7 +478,12 @@ impl LocalScheduler {
             Reservation::Bundles { .. } => true,
         });
         let ends = |id: &ActorId, actor: &Actor| id.job_id() == job && !is_detached(&actor.message);
-        let ids: Vec<ActorId> = self.actors.iter().filter(|(id, actor)| ends(id, actor)).map(|(id, _)| *id).collect();
+        let ids: Vec<ActorId> = self
+            .actors
+            .iter()
+            .filter(|(id, actor)| ends(id, actor))
+            .map(|(id, _)| *id)
+            .collect();
         for id in ids {
             self.end_actor(id, cause.clone(), out);
         }

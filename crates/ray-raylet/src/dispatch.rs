@@ -49,9 +49,14 @@ impl LocalScheduler {
     fn retire_workers(&mut self, now: Milliseconds, out: &mut Vec<Command>) {
         for worker in self.pool.surplus(now) {
             if let Some(entry) = self.pool.get_mut(&worker) {
-                entry.state = WorkerState::Retired { deadline: Some(now + self.limits.graceful_exit_ms) };
+                entry.state = WorkerState::Retired {
+                    deadline: Some(now + self.limits.graceful_exit_ms),
+                };
             }
-            out.push(Command::AskToExit { worker, reason: "it was idle".into() });
+            out.push(Command::AskToExit {
+                worker,
+                reason: "it was idle".into(),
+            });
         }
         for (worker, starting) in self.pool.overdue(now) {
             let cause = if starting {
@@ -64,7 +69,9 @@ impl LocalScheduler {
                 entry.state = if starting {
                     WorkerState::Starting { since: now }
                 } else {
-                    WorkerState::Retired { deadline: Some(now + self.limits.forced_exit_ms) }
+                    WorkerState::Retired {
+                        deadline: Some(now + self.limits.forced_exit_ms),
+                    }
                 };
             }
             out.push(Command::KillWorker { worker, cause });
@@ -75,10 +82,18 @@ impl LocalScheduler {
                 && lease.activity == Activity::Idle
                 && lease.recalled_at.is_some_and(|at| now >= at + deadline_ms)
         };
-        let fenced: Vec<WorkerId> = self.leases.values().filter(|lease| overdue(lease)).filter_map(|l| l.worker).collect();
+        let fenced: Vec<WorkerId> = self
+            .leases
+            .values()
+            .filter(|lease| overdue(lease))
+            .filter_map(|l| l.worker)
+            .collect();
         for worker in fenced {
             let message = format!("its idle lease was recalled and not given back within {deadline_ms} ms");
-            out.push(Command::KillWorker { worker, cause: death(DEATH_INTENDED, message) });
+            out.push(Command::KillWorker {
+                worker,
+                cause: death(DEATH_INTENDED, message),
+            });
         }
     }
 
@@ -87,7 +102,9 @@ impl LocalScheduler {
         for class in self.queues.classes() {
             let keys: Vec<RequestKey> = self.queues.of_class(&class).map(|request| request.key).collect();
             for key in keys {
-                let Some(request) = self.queues.get_mut(&key).map(|request| request.clone()) else { continue };
+                let Some(request) = self.queues.get_mut(&key).map(|request| request.clone()) else {
+                    continue;
+                };
                 match self.judge(&request) {
                     Verdict::Here => {
                         if request.told.as_ref().is_some_and(|(_, infeasible)| *infeasible) {
@@ -97,7 +114,9 @@ impl LocalScheduler {
                     }
                     Verdict::Elsewhere(node) => {
                         let free_there = |node: &NodeId| {
-                            self.view.working_node(*node).is_some_and(|view| view.fits_now(&class.demand))
+                            self.view
+                                .working_node(*node)
+                                .is_some_and(|view| view.fits_now(&class.demand))
                         };
                         if !self.node.is_feasible(&class.demand) || self.draining || free_there(&node) {
                             self.queues.remove(&key);
@@ -109,7 +128,11 @@ impl LocalScheduler {
                     Verdict::Waits { reason, infeasible } => self.tell(key, reason, infeasible, out),
                     Verdict::Refused { error_kind, message } => {
                         self.queues.remove(&key);
-                        out.push(Command::Refuse { key, error_kind, message });
+                        out.push(Command::Refuse {
+                            key,
+                            error_kind,
+                            message,
+                        });
                     }
                 }
             }
@@ -122,7 +145,11 @@ impl LocalScheduler {
             let news = request.told.as_ref().is_none_or(|(_, told)| *told != infeasible);
             request.told = Some((reason.clone(), infeasible));
             if news {
-                out.push(Command::Queued { key, reason, infeasible });
+                out.push(Command::Queued {
+                    key,
+                    reason,
+                    infeasible,
+                });
             }
         }
     }
@@ -139,7 +166,9 @@ impl LocalScheduler {
                 if self.is_held_back(&class) || (self.draining && !self.is_hard_here(&class)) {
                     continue;
                 }
-                let Ok(allocation) = self.node.allocate(&class.demand) else { continue };
+                let Ok(allocation) = self.node.allocate(&class.demand) else {
+                    continue;
+                };
                 let Some(request) = self.queues.grant_head(&class) else {
                     self.node.release(allocation);
                     continue;
@@ -223,7 +252,11 @@ impl LocalScheduler {
         }
         if let Some((_, class)) = oldest {
             let window_ms = self.keep_window_ms.max(KEEP_WINDOW_MS.0);
-            self.kept = Some(Kept { class, until: now + window_ms, window_ms });
+            self.kept = Some(Kept {
+                class,
+                until: now + window_ms,
+                window_ms,
+            });
         } else {
             self.keep_window_ms = KEEP_WINDOW_MS.0;
         }
@@ -239,7 +272,9 @@ impl LocalScheduler {
                 self.awaiting.retain(|(other, _)| *other != who);
                 continue;
             };
-            let Some(worker) = self.pool.find_idle(job, &environment) else { continue };
+            let Some(worker) = self.pool.find_idle(job, &environment) else {
+                continue;
+            };
             self.awaiting.retain(|(other, _)| *other != who);
             self.assign(who, worker, job, now, out);
             if !self.pool.has_idle() {
@@ -249,7 +284,9 @@ impl LocalScheduler {
     }
 
     fn assign(&mut self, who: Awaiting, worker: WorkerId, job: JobId, now: Milliseconds, out: &mut Vec<Command>) {
-        let Some(entry) = self.pool.get_mut(&worker) else { return };
+        let Some(entry) = self.pool.get_mut(&worker) else {
+            return;
+        };
         let first_of_job = entry.leases_served == 0;
         entry.job = Some(job);
         entry.leases_served += 1;
@@ -258,7 +295,9 @@ impl LocalScheduler {
         match who {
             Awaiting::Lease(lease_id) => {
                 entry.state = WorkerState::Leased(lease_id);
-                let Some(lease) = self.leases.get_mut(&lease_id) else { return };
+                let Some(lease) = self.leases.get_mut(&lease_id) else {
+                    return;
+                };
                 lease.worker = Some(worker);
                 lease.since = now;
                 lease.first_sequence = first_sequence;
@@ -273,12 +312,19 @@ impl LocalScheduler {
                     first_sequence,
                     first_of_job,
                 });
-                out.push(Command::Grant { key: lease.key, lease: lease_id, worker, first_sequence });
+                out.push(Command::Grant {
+                    key: lease.key,
+                    lease: lease_id,
+                    worker,
+                    first_sequence,
+                });
             }
             Awaiting::Actor(actor_id) => {
                 entry.state = WorkerState::Actor(actor_id);
                 let lease = self.new_lease_id();
-                let Some(actor) = self.actors.get_mut(&actor_id) else { return };
+                let Some(actor) = self.actors.get_mut(&actor_id) else {
+                    return;
+                };
                 actor.worker = Some(worker);
                 actor.phase = ActorPhase::Creating;
                 self.actor_of_worker.insert(worker, actor_id);
@@ -290,11 +336,16 @@ impl LocalScheduler {
                     resources: creation.map(|creation| creation.resources.clone()).unwrap_or_default(),
                     strategy: creation.and_then(|creation| creation.strategy.clone()),
                     instances_json: instances_json(&actor.allocation, &self.units),
-                    runtime_env_json: creation.map(|creation| creation.runtime_env_json.clone()).unwrap_or_default(),
+                    runtime_env_json: creation
+                        .map(|creation| creation.runtime_env_json.clone())
+                        .unwrap_or_default(),
                     first_sequence,
                     first_of_job,
                 });
-                out.push(Command::CreateActor { worker, message: Box::new(actor.message.clone()) });
+                out.push(Command::CreateActor {
+                    worker,
+                    message: Box::new(actor.message.clone()),
+                });
             }
         }
     }
@@ -309,7 +360,12 @@ impl LocalScheduler {
             }
             Awaiting::Actor(id) => {
                 let creation = self.actors.get(&id)?.message.creation.as_ref();
-                Some((id.job_id(), creation.map(|creation| creation.runtime_env_json.clone()).unwrap_or_default()))
+                Some((
+                    id.job_id(),
+                    creation
+                        .map(|creation| creation.runtime_env_json.clone())
+                        .unwrap_or_default(),
+                ))
             }
         }
     }
@@ -342,7 +398,11 @@ impl LocalScheduler {
 
     fn start_one(&mut self, runtime_env_json: String, job: Option<JobId>, now: Milliseconds, out: &mut Vec<Command>) {
         let worker = self.pool.start(&runtime_env_json, job, &mut self.random, now);
-        out.push(Command::StartWorker { worker, runtime_env_json, job });
+        out.push(Command::StartWorker {
+            worker,
+            runtime_env_json,
+            job,
+        });
     }
 
     fn tell_waiting(&mut self, now: Milliseconds, out: &mut Vec<Command>) {
@@ -363,7 +423,10 @@ impl LocalScheduler {
             }
         }
         for group in groups {
-            let due = self.asked_groups.get(&group).is_none_or(|at| now >= *at + ASK_GROUP_EVERY_MS);
+            let due = self
+                .asked_groups
+                .get(&group)
+                .is_none_or(|at| now >= *at + ASK_GROUP_EVERY_MS);
             let here = self.node.bundles().any(|(id, ..)| id == group);
             if due && !here {
                 self.asked_groups.insert(group, now);
@@ -376,7 +439,11 @@ impl LocalScheduler {
             if !lease.told && now >= since + TELL_WORKER_WAIT_MS {
                 lease.told = true;
                 let reason = "its resources are reserved and its worker is starting".to_string();
-                out.push(Command::Queued { key: lease.key, reason, infeasible: false });
+                out.push(Command::Queued {
+                    key: lease.key,
+                    reason,
+                    infeasible: false,
+                });
             }
         }
     }
@@ -418,9 +485,22 @@ impl LocalScheduler {
             if !self.node.is_feasible(&class.demand) {
                 continue;
             }
-            let owners: Vec<WorkerId> = self.queues.of_class(&class).map(|request| request.key.process).collect();
+            let owners: Vec<WorkerId> = self
+                .queues
+                .of_class(&class)
+                .map(|request| request.key.process)
+                .collect();
             for owner in owners {
-                if budget == 0 || !self.recall_for(&class.demand, Some((owner, &class)), &mut claimed, &mut budget, now, out) {
+                if budget == 0
+                    || !self.recall_for(
+                        &class.demand,
+                        Some((owner, &class)),
+                        &mut claimed,
+                        &mut budget,
+                        now,
+                        out,
+                    )
+                {
                     break;
                 }
             }
@@ -443,9 +523,16 @@ impl LocalScheduler {
         let requester_holds = requester.map_or(0, |(owner, _)| held_by(owner));
         let mut chosen: Vec<LeaseId> = Vec::new();
         loop {
-            let coming = self.leases.iter().filter(|(id, lease)| lease.recalled_at.is_some() || lease.abandoned || chosen.contains(id));
-            let future = self.node.available_if_released(coming.map(|(_, lease)| &lease.allocation));
-            let Some((short, _)) = needed.iter().find(|(name, wanted)| future.get(name) < *wanted) else { break };
+            let coming = self
+                .leases
+                .iter()
+                .filter(|(id, lease)| lease.recalled_at.is_some() || lease.abandoned || chosen.contains(id));
+            let future = self
+                .node
+                .available_if_released(coming.map(|(_, lease)| &lease.allocation));
+            let Some((short, _)) = needed.iter().find(|(name, wanted)| future.get(name) < *wanted) else {
+                break;
+            };
             let candidates = self.leases.iter().filter(|(id, lease)| {
                 is_recallable(lease)
                     && !chosen.contains(id)
@@ -472,7 +559,10 @@ impl LocalScheduler {
         for id in chosen {
             if let Some(lease) = self.leases.get_mut(&id) {
                 lease.recalled_at = Some(now);
-                out.push(Command::Recall { owner: lease.key.process, lease: id });
+                out.push(Command::Recall {
+                    owner: lease.key.process,
+                    lease: id,
+                });
             }
         }
         true
@@ -480,7 +570,10 @@ impl LocalScheduler {
 
     /// The allocations of leases that are known to run nothing.
     pub(crate) fn idle_allocations(&self) -> impl Iterator<Item = &Allocation> {
-        self.leases.values().filter(|lease| lease.activity == Activity::Idle).map(|lease| &lease.allocation)
+        self.leases
+            .values()
+            .filter(|lease| lease.activity == Activity::Idle)
+            .map(|lease| &lease.allocation)
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Invariants: those of `scheduler`.
 
-use crate::scheduler::{Activity, Awaiting, Lease, LocalScheduler};
 use crate::queues::Request;
+use crate::scheduler::{Activity, Awaiting, Lease, LocalScheduler};
 use crate::types::{death, Command, Milliseconds, RequestKey};
 use crate::worker_pool::WorkerState;
 use ray_ids::{JobId, LeaseId, NodeId, WorkerId};
@@ -11,9 +11,7 @@ use ray_sched::{choose_node_with, Choice, HybridSettings, Infeasibility, NodeVie
 use ray_wire::layout::{
     ERROR_NODE_DIED, ERROR_PLACEMENT_GROUP_REMOVED, ERROR_RUNTIME_ENV, ERROR_SYSTEM, ERROR_TASK_UNSCHEDULABLE,
 };
-use ray_wire::{
-    DeathCause, LeaseSpecification, DEATH_INTENDED, DEATH_JOB, DEATH_OWNER, DEATH_RUNTIME_ENV,
-};
+use ray_wire::{DeathCause, LeaseSpecification, DEATH_INTENDED, DEATH_JOB, DEATH_OWNER, DEATH_RUNTIME_ENV};
 
 /// Where a request goes.
 #[derive(Debug, PartialEq)]
@@ -21,8 +19,14 @@ pub(crate) enum Verdict {
     Here,
     Elsewhere(NodeId),
     /// It waits here, though it can never be served as the cluster stands (or, false, is not ready yet).
-    Waits { reason: String, infeasible: bool },
-    Refused { error_kind: u32, message: String },
+    Waits {
+        reason: String,
+        infeasible: bool,
+    },
+    Refused {
+        error_kind: u32,
+        message: String,
+    },
 }
 
 /// Workers of one environment that may die before they register until those who wait for one are refused.
@@ -45,18 +49,39 @@ impl LocalScheduler {
         }
         let class = match self.intern(specification) {
             Ok(class) => class,
-            Err(message) => return out.push(Command::Refuse { key, error_kind: ERROR_TASK_UNSCHEDULABLE, message }),
+            Err(message) => {
+                return out.push(Command::Refuse {
+                    key,
+                    error_kind: ERROR_TASK_UNSCHEDULABLE,
+                    message,
+                })
+            }
         };
-        let mut request = Request { key, class, preferred, redirected, queued_at: now, told: None };
+        let mut request = Request {
+            key,
+            class,
+            preferred,
+            redirected,
+            queued_at: now,
+            told: None,
+        };
         match self.judge(&request) {
             Verdict::Here => self.queues.push(request),
             Verdict::Elsewhere(node) => self.redirect(&request, node, out),
             Verdict::Waits { reason, infeasible } => {
                 request.told = Some((reason.clone(), infeasible));
                 self.queues.push(request);
-                out.push(Command::Queued { key, reason, infeasible });
+                out.push(Command::Queued {
+                    key,
+                    reason,
+                    infeasible,
+                });
             }
-            Verdict::Refused { error_kind, message } => out.push(Command::Refuse { key, error_kind, message }),
+            Verdict::Refused { error_kind, message } => out.push(Command::Refuse {
+                key,
+                error_kind,
+                message,
+            }),
         }
     }
 
@@ -66,7 +91,10 @@ impl LocalScheduler {
         if let Some(group) = class.group {
             if self.removed_groups.contains(&group) {
                 let message = format!("placement group {group} was removed");
-                return Verdict::Refused { error_kind: ERROR_PLACEMENT_GROUP_REMOVED, message };
+                return Verdict::Refused {
+                    error_kind: ERROR_PLACEMENT_GROUP_REMOVED,
+                    message,
+                };
             }
         }
         let mut own = NodeView::of(&self.node);
@@ -96,14 +124,26 @@ impl LocalScheduler {
             Choice::Node(node) | Choice::Busy(node) => Verdict::Elsewhere(node),
             Choice::Infeasible(reason) => {
                 // A group that is not placed yet is no lasting obstacle.
-                let infeasible =
-                    !matches!(reason, Infeasibility::GroupMissing { .. } | Infeasibility::BundleMissing { .. });
-                Verdict::Waits { reason: reason.to_string(), infeasible }
+                let infeasible = !matches!(
+                    reason,
+                    Infeasibility::GroupMissing { .. } | Infeasibility::BundleMissing { .. }
+                );
+                Verdict::Waits {
+                    reason: reason.to_string(),
+                    infeasible,
+                }
             }
             Choice::Unavailable(reason) => {
                 let dead = matches!(reason, ray_sched::Unavailability::Dead(_));
-                let error_kind = if dead { ERROR_NODE_DIED } else { ERROR_TASK_UNSCHEDULABLE };
-                Verdict::Refused { error_kind, message: reason.to_string() }
+                let error_kind = if dead {
+                    ERROR_NODE_DIED
+                } else {
+                    ERROR_TASK_UNSCHEDULABLE
+                };
+                Verdict::Refused {
+                    error_kind,
+                    message: reason.to_string(),
+                }
             }
         }
     }
@@ -120,7 +160,10 @@ impl LocalScheduler {
         if self.queues.remove(&key).is_some() {
             return;
         }
-        let waiting = self.leases.iter().find(|(_, lease)| lease.key == key && lease.worker.is_none());
+        let waiting = self
+            .leases
+            .iter()
+            .find(|(_, lease)| lease.key == key && lease.worker.is_none());
         if let Some(id) = waiting.map(|(id, _)| *id) {
             self.drop_lease(&id);
         }
@@ -187,7 +230,9 @@ impl LocalScheduler {
     }
 
     pub(crate) fn worker_exiting(&mut self, worker: WorkerId, cause: Option<DeathCause>) {
-        let Some(entry) = self.pool.get_mut(&worker) else { return };
+        let Some(entry) = self.pool.get_mut(&worker) else {
+            return;
+        };
         entry.exit_cause = cause;
         if matches!(entry.state, WorkerState::Idle { .. } | WorkerState::Starting { .. }) {
             entry.state = WorkerState::Retired { deadline: None };
@@ -207,7 +252,12 @@ impl LocalScheduler {
             if let Some(lease) = self.drop_lease(&id) {
                 if !lease.abandoned {
                     let (owner, cause) = (lease.key.process, cause.clone());
-                    out.push(Command::LeaseBroken { owner, lease: id, cause, started_sequence });
+                    out.push(Command::LeaseBroken {
+                        owner,
+                        lease: id,
+                        cause,
+                        started_sequence,
+                    });
                 }
             }
         }
@@ -223,7 +273,10 @@ impl LocalScheduler {
 
     /// A worker never registered: after some in a row those who wait for one are told, instead of waiting for ever.
     fn start_failed(&mut self, environment: &str, cause: DeathCause, out: &mut Vec<Command>) {
-        let failures = self.start_failures.entry(environment.to_string()).or_insert((0, cause.clone()));
+        let failures = self
+            .start_failures
+            .entry(environment.to_string())
+            .or_insert((0, cause.clone()));
         failures.0 += 1;
         failures.1 = cause.clone();
         let broken_environment = cause.kind == DEATH_RUNTIME_ENV;
@@ -243,9 +296,16 @@ impl LocalScheduler {
                         let (error_kind, message) = if broken_environment {
                             (ERROR_RUNTIME_ENV, cause.message.clone())
                         } else {
-                            (ERROR_SYSTEM, format!("workers do not start: {}\n{}", cause.message, cause.log_tail))
+                            (
+                                ERROR_SYSTEM,
+                                format!("workers do not start: {}\n{}", cause.message, cause.log_tail),
+                            )
                         };
-                        out.push(Command::Refuse { key: lease.key, error_kind, message });
+                        out.push(Command::Refuse {
+                            key: lease.key,
+                            error_kind,
+                            message,
+                        });
                     }
                 }
                 Awaiting::Actor(id) => self.actor_start_failed(id, environment, &cause, out),
@@ -255,17 +315,21 @@ impl LocalScheduler {
 
     pub(crate) fn owner_gone(&mut self, process: WorkerId, out: &mut Vec<Command>) {
         self.queues.remove_process(&process);
-        self.abandon_where(|lease| lease.key.process == process, death(DEATH_OWNER, "the process that leased it died"), out);
+        self.abandon_where(
+            |lease| lease.key.process == process,
+            death(DEATH_OWNER, "the process that leased it died"),
+            out,
+        );
     }
 
     /// Ends every lease that `which` says, without an owner to tell: workers that may run its calls are killed.
-    pub(crate) fn abandon_where(
-        &mut self,
-        which: impl Fn(&Lease) -> bool,
-        cause: DeathCause,
-        out: &mut Vec<Command>,
-    ) {
-        let ids: Vec<LeaseId> = self.leases.iter().filter(|(_, lease)| which(lease)).map(|(id, _)| *id).collect();
+    pub(crate) fn abandon_where(&mut self, which: impl Fn(&Lease) -> bool, cause: DeathCause, out: &mut Vec<Command>) {
+        let ids: Vec<LeaseId> = self
+            .leases
+            .iter()
+            .filter(|(_, lease)| which(lease))
+            .map(|(id, _)| *id)
+            .collect();
         for id in ids {
             let worker = self.leases.get(&id).and_then(|lease| lease.worker);
             match worker {

@@ -13,9 +13,9 @@ pub mod pull;
 pub mod queues;
 mod report;
 pub mod scheduler;
+pub mod shell;
 pub mod spill;
 pub mod types;
 pub mod worker_pool;
-pub mod shell;
 
 pub use shell::{run, RayletConfig, RayletError};

@@ -46,7 +46,10 @@ impl Owners {
 
     /// The objects of an owner.
     pub fn of(&self, owner: &WorkerId) -> Vec<ObjectId> {
-        self.objects_of.get(owner).map(|objects| objects.iter().copied().collect()).unwrap_or_default()
+        self.objects_of
+            .get(owner)
+            .map(|objects| objects.iter().copied().collect())
+            .unwrap_or_default()
     }
 
     /// The owner of an object.
@@ -57,10 +60,17 @@ impl Owners {
     /// Each owner with its number of objects and their bytes, largest first.
     pub fn table(&self) -> Vec<(WorkerId, usize, u64)> {
         let bytes = |objects: &FxHashSet<ObjectId>| -> u64 {
-            objects.iter().filter_map(|object| self.owner_of.get(object)).map(|(_, bytes)| bytes).sum()
+            objects
+                .iter()
+                .filter_map(|object| self.owner_of.get(object))
+                .map(|(_, bytes)| bytes)
+                .sum()
         };
-        let mut table: Vec<_> =
-            self.objects_of.iter().map(|(owner, objects)| (*owner, objects.len(), bytes(objects))).collect();
+        let mut table: Vec<_> = self
+            .objects_of
+            .iter()
+            .map(|(owner, objects)| (*owner, objects.len(), bytes(objects)))
+            .collect();
         table.sort_by_key(|(owner, _, bytes)| (std::cmp::Reverse(*bytes), *owner));
         table
     }
@@ -69,7 +79,10 @@ impl Owners {
     pub fn validate(&self) -> Result<(), String> {
         let counted: usize = self.objects_of.values().map(FxHashSet::len).sum();
         if counted != self.owner_of.len() || self.objects_of.values().any(FxHashSet::is_empty) {
-            return Err(format!("{} objects have an owner and owners have {counted}", self.owner_of.len()));
+            return Err(format!(
+                "{} objects have an owner and owners have {counted}",
+                self.owner_of.len()
+            ));
         }
         Ok(())
     }
@@ -107,7 +120,11 @@ impl RoomQueue {
         if self.waiting.is_empty() {
             self.last_progress = now;
         }
-        self.waiting.push_back(Wanted { purpose, bytes, since: now });
+        self.waiting.push_back(Wanted {
+            purpose,
+            bytes,
+            since: now,
+        });
     }
 
     /// Whoever is first.
@@ -177,7 +194,10 @@ mod tests {
     #[test]
     fn only_a_wait_without_progress_ends() {
         let mut queue = RoomQueue::default();
-        let purpose = |n: u64| RoomFor::Extent { process: WorkerId::NIL, correlation: n };
+        let purpose = |n: u64| RoomFor::Extent {
+            process: WorkerId::NIL,
+            correlation: n,
+        };
         queue.push(purpose(1), 10, 100);
         queue.push(purpose(2), 10, 150);
         assert!(queue.take_hopeless(10_099, 10_000).is_none());

@@ -23,7 +23,12 @@ pub fn set_from_wire(amounts: &[ResourceAmount]) -> ResourceSet {
 
 /// Amounts for a message.
 pub fn set_to_wire(set: &ResourceSet) -> Vec<ResourceAmount> {
-    set.iter().map(|(name, amount)| ResourceAmount { name: name.to_string(), amount_e4: amount.raw() }).collect()
+    set.iter()
+        .map(|(name, amount)| ResourceAmount {
+            name: name.to_string(),
+            amount_e4: amount.raw(),
+        })
+        .collect()
 }
 
 fn selector(conditions: &[LabelCondition]) -> Result<LabelSelector, String> {
@@ -33,16 +38,28 @@ fn selector(conditions: &[LabelCondition]) -> Result<LabelSelector, String> {
             1 => LabelOperator::NotIn(condition.values.clone()),
             2 => LabelOperator::Exists,
             3 => LabelOperator::DoesNotExist,
-            other => return Err(format!("a label condition on {} has the unknown operator {other}", condition.key)),
+            other => {
+                return Err(format!(
+                    "a label condition on {} has the unknown operator {other}",
+                    condition.key
+                ))
+            }
         };
-        Ok(LabelConstraint { key: condition.key.clone(), operator })
+        Ok(LabelConstraint {
+            key: condition.key.clone(),
+            operator,
+        })
     };
-    Ok(LabelSelector { constraints: conditions.iter().map(read).collect::<Result<_, _>>()? })
+    Ok(LabelSelector {
+        constraints: conditions.iter().map(read).collect::<Result<_, _>>()?,
+    })
 }
 
 /// What a strategy means to the scheduler, and the labels wanted beside it.
 pub fn strategy_from_wire(strategy: Option<&Strategy>) -> Result<(SchedulingStrategy, LabelSelector), String> {
-    let Some(strategy) = strategy else { return Ok((SchedulingStrategy::Default, LabelSelector::any())) };
+    let Some(strategy) = strategy else {
+        return Ok((SchedulingStrategy::Default, LabelSelector::any()));
+    };
     let beside = || selector(&strategy.hard_labels);
     Ok(match strategy.kind {
         STRATEGY_DEFAULT => (SchedulingStrategy::Default, beside()?),
@@ -58,14 +75,24 @@ pub fn strategy_from_wire(strategy: Option<&Strategy>) -> Result<(SchedulingStra
             (affinity, beside()?)
         }
         STRATEGY_NODE_LABEL => {
-            let labels = SchedulingStrategy::NodeLabel { hard: beside()?, soft: selector(&strategy.soft_labels)? };
+            let labels = SchedulingStrategy::NodeLabel {
+                hard: beside()?,
+                soft: selector(&strategy.soft_labels)?,
+            };
             (labels, LabelSelector::any())
         }
         STRATEGY_PLACEMENT_GROUP => {
             let id = PlacementGroupId::from_binary(&strategy.placement_group_id).map_err(|error| error.to_string())?;
             let bundle_index = u32::try_from(strategy.bundle_index).ok();
             let capture_child_tasks = strategy.capture_child_tasks;
-            (SchedulingStrategy::PlacementGroup { id, bundle_index, capture_child_tasks }, LabelSelector::any())
+            (
+                SchedulingStrategy::PlacementGroup {
+                    id,
+                    bundle_index,
+                    capture_child_tasks,
+                },
+                LabelSelector::any(),
+            )
         }
         other => return Err(format!("scheduling strategy {other} is not known to this version")),
     })
@@ -92,7 +119,13 @@ pub fn demand_of(
 pub fn class_of(specification: LeaseSpecification) -> Result<Class, String> {
     let (demand, group) = demand_of(&specification.resources, specification.strategy.as_ref())?;
     let (strategy, labels) = strategy_from_wire(specification.strategy.as_ref())?;
-    Ok(Class { specification, demand, group, strategy, labels })
+    Ok(Class {
+        specification,
+        demand,
+        group,
+        strategy,
+        labels,
+    })
 }
 
 /// A node as the view holds it.
@@ -100,7 +133,11 @@ pub fn view_of(node: &NodeInfo) -> NodeView {
     NodeView {
         total: set_from_wire(&node.total),
         available: set_from_wire(&node.available),
-        labels: node.labels.iter().map(|label| (label.key.clone(), label.value.clone())).collect(),
+        labels: node
+            .labels
+            .iter()
+            .map(|label| (label.key.clone(), label.value.clone()))
+            .collect(),
         alive: node.alive,
         draining: node.draining,
     }
@@ -113,9 +150,16 @@ pub fn instances_json(allocation: &Allocation, units: &UnitResources) -> String 
         if !units.contains(name) {
             continue;
         }
-        let share = if amount.whole_units() >= 1 { 1.0 } else { amount.to_f64() };
-        let devices: Vec<serde_json::Value> =
-            allocation.device_ids(name).iter().map(|device| serde_json::json!([device, share])).collect();
+        let share = if amount.whole_units() >= 1 {
+            1.0
+        } else {
+            amount.to_f64()
+        };
+        let devices: Vec<serde_json::Value> = allocation
+            .device_ids(name)
+            .iter()
+            .map(|device| serde_json::json!([device, share]))
+            .collect();
         entries.insert(name.to_string(), devices.into());
     }
     serde_json::Value::Object(entries).to_string()

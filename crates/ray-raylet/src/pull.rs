@@ -32,30 +32,66 @@ pub struct PullLimits {
 /// What happens to pulls.
 #[derive(Debug, Clone)]
 pub enum PullEvent {
-    Fetch { object: ObjectId, waiter: WaiterId, locations: Vec<NodeId> },
+    Fetch {
+        object: ObjectId,
+        waiter: WaiterId,
+        locations: Vec<NodeId>,
+    },
     /// A waiter no longer waits.
-    Cancel { waiter: WaiterId },
+    Cancel {
+        waiter: WaiterId,
+    },
     /// A chunk arrived; its bytes are in the shell's hands.
-    Chunk { object: ObjectId, node: NodeId, offset: u64, length: u64, total_bytes: u64 },
+    Chunk {
+        object: ObjectId,
+        node: NodeId,
+        offset: u64,
+        length: u64,
+        total_bytes: u64,
+    },
     /// A holder does not have it, or failed.
-    ChunkFailed { object: ObjectId, node: NodeId, offset: u64, absent: bool, reason: String },
+    ChunkFailed {
+        object: ObjectId,
+        node: NodeId,
+        offset: u64,
+        absent: bool,
+        reason: String,
+    },
     /// The link to a node closed: what was asked of it does not come. Dead: it is no holder either.
-    NodeGone { node: NodeId, dead: bool },
+    NodeGone {
+        node: NodeId,
+        dead: bool,
+    },
     /// The buffer is there.
-    BufferMade { object: ObjectId },
+    BufferMade {
+        object: ObjectId,
+    },
     /// There can be no buffer.
-    BufferRefused { object: ObjectId, reason: String },
+    BufferRefused {
+        object: ObjectId,
+        reason: String,
+    },
     /// The object is here, by whatever way.
-    Local { object: ObjectId },
+    Local {
+        object: ObjectId,
+    },
     /// Its owner let go of it or died.
-    Freed { object: ObjectId, reason: String },
+    Freed {
+        object: ObjectId,
+        reason: String,
+    },
     Tick,
 }
 
 /// What the shell is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PullCommand {
-    Ask { object: ObjectId, node: NodeId, offset: u64, length: u64 },
+    Ask {
+        object: ObjectId,
+        node: NodeId,
+        offset: u64,
+        length: u64,
+    },
     /// Make a buffer of this size, when there is room, and answer with `BufferMade` or `BufferRefused`. The bytes of the
     /// chunk that just arrived are kept until then.
     MakeBuffer { object: ObjectId, total_bytes: u64 },
@@ -65,8 +101,18 @@ pub enum PullCommand {
     Seal { object: ObjectId },
     /// Give the buffer up.
     Abort { object: ObjectId },
-    Arrived { waiter: WaiterId, object: ObjectId, transferred: bool },
-    Failed { waiter: WaiterId, object: ObjectId, reason: String, absent: Vec<NodeId>, store_full: bool },
+    Arrived {
+        waiter: WaiterId,
+        object: ObjectId,
+        transferred: bool,
+    },
+    Failed {
+        waiter: WaiterId,
+        object: ObjectId,
+        reason: String,
+        absent: Vec<NodeId>,
+        store_full: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +160,12 @@ pub struct Pulls {
 impl Pulls {
     /// None.
     pub fn new(limits: PullLimits) -> Self {
-        Self { limits, pulls: BTreeMap::new(), turn: VecDeque::new(), waiter_of: BTreeMap::new() }
+        Self {
+            limits,
+            pulls: BTreeMap::new(),
+            turn: VecDeque::new(),
+            waiter_of: BTreeMap::new(),
+        }
     }
 
     /// Whether an object is being pulled.
@@ -140,12 +191,18 @@ impl Pulls {
             Phase::Room => "it waits for room in the object store".to_string(),
             Phase::Receiving => format!("{} chunk(s) are under way", pull.under_way.len()),
         };
-        self.pulls.iter().map(|(id, pull)| (*id, state(pull), pull.received, pull.total_bytes)).collect()
+        self.pulls
+            .iter()
+            .map(|(id, pull)| (*id, state(pull), pull.received, pull.total_bytes))
+            .collect()
     }
 
     /// When `Tick` is due.
     pub fn next_tick(&self) -> Option<Milliseconds> {
-        let since = self.pulls.values().flat_map(|pull| pull.under_way.values().map(|(_, _, since)| *since));
+        let since = self
+            .pulls
+            .values()
+            .flat_map(|pull| pull.under_way.values().map(|(_, _, since)| *since));
         since.min().map(|since| since + self.limits.chunk_timeout_ms)
     }
 
@@ -153,12 +210,28 @@ impl Pulls {
     pub fn step(&mut self, event: PullEvent, now: Milliseconds) -> Vec<PullCommand> {
         let mut out = Vec::new();
         match event {
-            PullEvent::Fetch { object, waiter, locations } => self.fetch(object, waiter, locations),
+            PullEvent::Fetch {
+                object,
+                waiter,
+                locations,
+            } => self.fetch(object, waiter, locations),
             PullEvent::Cancel { waiter } => self.cancel(waiter, &mut out),
-            PullEvent::Chunk { object, node, offset, length, total_bytes } => {
+            PullEvent::Chunk {
+                object,
+                node,
+                offset,
+                length,
+                total_bytes,
+            } => {
                 self.chunk(object, node, offset, length, total_bytes, &mut out);
             }
-            PullEvent::ChunkFailed { object, node, offset, absent, reason } => {
+            PullEvent::ChunkFailed {
+                object,
+                node,
+                offset,
+                absent,
+                reason,
+            } => {
                 self.chunk_failed(object, node, offset, absent, reason);
             }
             PullEvent::NodeGone { node, dead } => self.node_gone(node, dead),
@@ -175,7 +248,11 @@ impl Pulls {
                         out.push(PullCommand::Abort { object });
                     }
                     for waiter in pull.waiters {
-                        out.push(PullCommand::Arrived { waiter, object, transferred: false });
+                        out.push(PullCommand::Arrived {
+                            waiter,
+                            object,
+                            transferred: false,
+                        });
                     }
                 }
             }
@@ -217,8 +294,12 @@ impl Pulls {
     }
 
     fn cancel(&mut self, waiter: WaiterId, out: &mut Vec<PullCommand>) {
-        let Some(object) = self.waiter_of.remove(&waiter) else { return };
-        let Some(pull) = self.pulls.get_mut(&object) else { return };
+        let Some(object) = self.waiter_of.remove(&waiter) else {
+            return;
+        };
+        let Some(pull) = self.pulls.get_mut(&object) else {
+            return;
+        };
         pull.waiters.retain(|other| *other != waiter);
         if pull.waiters.is_empty() {
             if pull.phase == Phase::Receiving || pull.phase == Phase::Room {
@@ -245,12 +326,28 @@ impl Pulls {
         let absent: Vec<NodeId> = pull.absent.iter().copied().collect();
         for waiter in pull.waiters {
             let (reason, absent) = (reason.to_string(), absent.clone());
-            out.push(PullCommand::Failed { waiter, object, reason, absent, store_full });
+            out.push(PullCommand::Failed {
+                waiter,
+                object,
+                reason,
+                absent,
+                store_full,
+            });
         }
     }
 
-    fn chunk(&mut self, object: ObjectId, node: NodeId, offset: u64, length: u64, total: u64, out: &mut Vec<PullCommand>) {
-        let Some(pull) = self.pulls.get_mut(&object) else { return };
+    fn chunk(
+        &mut self,
+        object: ObjectId,
+        node: NodeId,
+        offset: u64,
+        length: u64,
+        total: u64,
+        out: &mut Vec<PullCommand>,
+    ) {
+        let Some(pull) = self.pulls.get_mut(&object) else {
+            return;
+        };
         let asked = pull.under_way.get(&offset).is_some_and(|(asked, _, _)| *asked == node);
         if !asked {
             return;
@@ -259,7 +356,8 @@ impl Pulls {
         let expected = wanted.min(total.saturating_sub(offset));
         let known = pull.phase != Phase::Probing;
         if length != expected || (known && total != pull.total_bytes) {
-            pull.last_reason = format!("node {node} sent {length} bytes at {offset} of {total}, where {expected} were due");
+            pull.last_reason =
+                format!("node {node} sent {length} bytes at {offset} of {total}, where {expected} were due");
             pull.again.insert(offset, wanted);
             *pull.failed.entry(node).or_default() += 1;
             return;
@@ -269,7 +367,10 @@ impl Pulls {
             pull.total_bytes = total;
             pull.next_offset = length;
             pull.phase = Phase::Room;
-            out.push(PullCommand::MakeBuffer { object, total_bytes: total });
+            out.push(PullCommand::MakeBuffer {
+                object,
+                total_bytes: total,
+            });
         } else {
             out.push(PullCommand::Write { object, offset });
             self.note_received(object, out);
@@ -287,12 +388,18 @@ impl Pulls {
         let Some(pull) = self.remove(&object) else { return };
         out.push(PullCommand::Seal { object });
         for waiter in pull.waiters {
-            out.push(PullCommand::Arrived { waiter, object, transferred: true });
+            out.push(PullCommand::Arrived {
+                waiter,
+                object,
+                transferred: true,
+            });
         }
     }
 
     fn chunk_failed(&mut self, object: ObjectId, node: NodeId, offset: u64, absent: bool, reason: String) {
-        let Some(pull) = self.pulls.get_mut(&object) else { return };
+        let Some(pull) = self.pulls.get_mut(&object) else {
+            return;
+        };
         if pull.under_way.get(&offset).is_none_or(|(asked, _, _)| *asked != node) {
             return;
         }
@@ -309,8 +416,12 @@ impl Pulls {
 
     fn node_gone(&mut self, node: NodeId, dead: bool) {
         for pull in self.pulls.values_mut() {
-            let lost: Vec<u64> =
-                pull.under_way.iter().filter(|(_, (asked, _, _))| *asked == node).map(|(offset, _)| *offset).collect();
+            let lost: Vec<u64> = pull
+                .under_way
+                .iter()
+                .filter(|(_, (asked, _, _))| *asked == node)
+                .map(|(offset, _)| *offset)
+                .collect();
             for offset in &lost {
                 if let Some((_, length, _)) = pull.under_way.remove(offset) {
                     pull.again.insert(*offset, length);
@@ -351,11 +462,17 @@ impl Pulls {
     fn go_on(&mut self, now: Milliseconds, out: &mut Vec<PullCommand>) {
         let size = |pull: &Pull, chunk: u64| if pull.total_bytes > 0 { pull.total_bytes } else { chunk };
         let chunk_bytes = self.limits.chunk_bytes;
-        let mut arriving: u64 =
-            self.pulls.values().filter(|pull| pull.phase != Phase::Waiting).map(|pull| size(pull, chunk_bytes)).sum();
+        let mut arriving: u64 = self
+            .pulls
+            .values()
+            .filter(|pull| pull.phase != Phase::Waiting)
+            .map(|pull| size(pull, chunk_bytes))
+            .sum();
         let mut over: Vec<ObjectId> = Vec::new();
         for object in &self.turn {
-            let Some(pull) = self.pulls.get_mut(object) else { continue };
+            let Some(pull) = self.pulls.get_mut(object) else {
+                continue;
+            };
             if pull.phase == Phase::Waiting {
                 if arriving > 0 && arriving + chunk_bytes > self.limits.total_bytes {
                     break;
@@ -383,7 +500,12 @@ impl Pulls {
                     break;
                 };
                 pull.under_way.insert(due.0, (node, due.1, now));
-                out.push(PullCommand::Ask { object: *object, node, offset: due.0, length: due.1 });
+                out.push(PullCommand::Ask {
+                    object: *object,
+                    node,
+                    offset: due.0,
+                    length: due.1,
+                });
             }
             if pull.under_way.is_empty() {
                 over.push(*object);
@@ -407,7 +529,11 @@ impl Pulls {
             if pull.waiters.is_empty() {
                 return Err(format!("nobody waits for {object}"));
             }
-            if pull.waiters.iter().any(|waiter| self.waiter_of.get(waiter) != Some(object)) {
+            if pull
+                .waiters
+                .iter()
+                .any(|waiter| self.waiter_of.get(waiter) != Some(object))
+            {
                 return Err(format!("a waiter of {object} does not know it"));
             }
             let idle = pull.under_way.is_empty();

@@ -98,7 +98,9 @@ impl Queues {
         }
         match lines.owners.iter_mut().find(|(owner, _)| *owner == request.key.process) {
             Some((_, line)) => line.push_back(request.key),
-            None => lines.owners.push_back((request.key.process, VecDeque::from([request.key]))),
+            None => lines
+                .owners
+                .push_back((request.key.process, VecDeque::from([request.key]))),
         }
         self.requests.insert(request.key, request);
     }
@@ -129,7 +131,12 @@ impl Queues {
 
     /// Takes out every request that `which` says.
     pub fn remove_where(&mut self, which: impl Fn(&Request) -> bool) -> Vec<Request> {
-        let mut keys: Vec<RequestKey> = self.requests.values().filter(|request| which(request)).map(|r| r.key).collect();
+        let mut keys: Vec<RequestKey> = self
+            .requests
+            .values()
+            .filter(|request| which(request))
+            .map(|r| r.key)
+            .collect();
         keys.sort_unstable();
         keys.iter().filter_map(|key| self.remove(key)).collect()
     }
@@ -144,19 +151,29 @@ impl Queues {
     /// The request of a class whose turn it is.
     pub fn head(&self, class: &Arc<Class>) -> Option<&Request> {
         let (_, line) = self.lines.get(&name(class))?.owners.front()?;
-        let key = if class.specification.depth > 1 { line.back() } else { line.front() }?;
+        let key = if class.specification.depth > 1 {
+            line.back()
+        } else {
+            line.front()
+        }?;
         self.requests.get(key)
     }
 
     /// The requests of a class in about the order of their turns.
     pub fn of_class(&self, class: &Arc<Class>) -> impl Iterator<Item = &Request> {
         let owners = self.lines.get(&name(class)).map(|lines| &lines.owners);
-        owners.into_iter().flatten().flat_map(|(_, line)| line).filter_map(|key| self.requests.get(key))
+        owners
+            .into_iter()
+            .flatten()
+            .flat_map(|(_, line)| line)
+            .filter_map(|key| self.requests.get(key))
     }
 
     /// How many requests of a class wait.
     pub fn count(&self, class: &Arc<Class>) -> usize {
-        self.lines.get(&name(class)).map_or(0, |lines| lines.owners.iter().map(|(_, line)| line.len()).sum())
+        self.lines
+            .get(&name(class))
+            .map_or(0, |lines| lines.owners.iter().map(|(_, line)| line.len()).sum())
     }
 
     /// Takes out the head of a class, and sends its owner and its class to the end of their turns.
@@ -186,7 +203,10 @@ impl Queues {
             for (owner, line) in &lines.owners {
                 for key in line {
                     seen += 1;
-                    let request = self.requests.get(key).ok_or("a line names a request that is not there")?;
+                    let request = self
+                        .requests
+                        .get(key)
+                        .ok_or("a line names a request that is not there")?;
                     if request.key.process != *owner || name(&request.class) != *class {
                         return Err(format!("{key:?} stands in a line that is not its own"));
                     }
@@ -208,14 +228,27 @@ mod tests {
     use super::*;
 
     fn class(depth: u32, function: &str) -> Arc<Class> {
-        let specification =
-            LeaseSpecification { depth, function_name: function.into(), ..Default::default() };
+        let specification = LeaseSpecification {
+            depth,
+            function_name: function.into(),
+            ..Default::default()
+        };
         Arc::new(crate::placement::class_of(specification).unwrap())
     }
 
     fn request(class: &Arc<Class>, owner: u8, correlation: u64) -> Request {
-        let key = RequestKey { process: WorkerId::from_array([owner; 28]), correlation };
-        Request { key, class: class.clone(), preferred: None, redirected: false, queued_at: 0, told: None }
+        let key = RequestKey {
+            process: WorkerId::from_array([owner; 28]),
+            correlation,
+        };
+        Request {
+            key,
+            class: class.clone(),
+            preferred: None,
+            redirected: false,
+            queued_at: 0,
+            told: None,
+        }
     }
 
     #[test]

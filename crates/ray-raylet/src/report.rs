@@ -20,7 +20,11 @@ impl LocalScheduler {
     pub fn resource_report(&self) -> ResourceReport {
         let mut demands: Vec<Demand> = Vec::new();
         for class in self.queues.classes() {
-            let infeasible = self.queues.head(&class).and_then(|head| head.told.as_ref()).is_some_and(|told| told.1);
+            let infeasible = self
+                .queues
+                .head(&class)
+                .and_then(|head| head.told.as_ref())
+                .is_some_and(|told| told.1);
             demands.push(Demand {
                 resources: set_to_wire(&class.demand),
                 count: self.queues.count(&class) as u64,
@@ -111,7 +115,10 @@ impl LocalScheduler {
 
     /// Every lease with a worker, with the first sequence of it.
     pub fn active_leases(&self) -> Vec<(LeaseId, WorkerId, u64)> {
-        self.leases.iter().filter_map(|(id, lease)| Some((*id, lease.worker?, lease.first_sequence))).collect()
+        self.leases
+            .iter()
+            .filter_map(|(id, lease)| Some((*id, lease.worker?, lease.first_sequence)))
+            .collect()
     }
 
     /// How many requests wait.
@@ -209,9 +216,15 @@ impl LocalScheduler {
                     }
                 }
                 None => {
-                    let places = self.awaiting.iter().filter(|(who, _)| *who == Awaiting::Lease(*id)).count();
+                    let places = self
+                        .awaiting
+                        .iter()
+                        .filter(|(who, _)| *who == Awaiting::Lease(*id))
+                        .count();
                     if places != 1 {
-                        return Err(format!("lease {id} has no worker and {places} places among those who wait"));
+                        return Err(format!(
+                            "lease {id} has no worker and {places} places among those who wait"
+                        ));
                     }
                 }
             }
@@ -229,12 +242,16 @@ impl LocalScheduler {
         for (id, worker) in self.pool.iter() {
             if let WorkerState::Leased(lease) = worker.state {
                 if self.leases.get(&lease).and_then(|lease| lease.worker) != Some(*id) {
-                    return Err(format!("worker {id} says that it is under lease {lease}, which says otherwise"));
+                    return Err(format!(
+                        "worker {id} says that it is under lease {lease}, which says otherwise"
+                    ));
                 }
             }
             if let Some(actor) = serves_actor(&worker.state) {
                 if self.actors.get(&actor).and_then(|actor| actor.worker) != Some(*id) {
-                    return Err(format!("worker {id} says that it is actor {actor}, which says otherwise"));
+                    return Err(format!(
+                        "worker {id} says that it is actor {actor}, which says otherwise"
+                    ));
                 }
             }
         }
@@ -267,12 +284,17 @@ impl LocalScheduler {
             }
         }
         if free != expected {
-            return Err(format!("with everything given back {free} would be free and not {expected}"));
+            return Err(format!(
+                "with everything given back {free} would be free and not {expected}"
+            ));
         }
         Ok(())
     }
 }
 
 fn amounts_json(set: &ResourceSet) -> serde_json::Value {
-    set.iter().map(|(name, amount)| (name.to_string(), serde_json::json!(amount.to_f64()))).collect::<serde_json::Map<_, _>>().into()
+    set.iter()
+        .map(|(name, amount)| (name.to_string(), serde_json::json!(amount.to_f64())))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }

@@ -75,8 +75,18 @@ pub struct Actor {
 /// What waits for resources ahead of leases, because the control plane deemed them free.
 #[derive(Debug)]
 pub enum Reservation {
-    Actor { message: Box<CreateActor>, demand: ResourceSet, deadline: Milliseconds },
-    Bundles { group: PlacementGroupId, bundles: Vec<BundleKey>, attempt: u64, demand: ResourceSet, deadline: Milliseconds },
+    Actor {
+        message: Box<CreateActor>,
+        demand: ResourceSet,
+        deadline: Milliseconds,
+    },
+    Bundles {
+        group: PlacementGroupId,
+        bundles: Vec<BundleKey>,
+        attempt: u64,
+        demand: ResourceSet,
+        deadline: Milliseconds,
+    },
 }
 
 /// Who waits for a worker, resources in hand.
@@ -171,16 +181,29 @@ impl LocalScheduler {
     pub fn step(&mut self, event: Event, now: Milliseconds) -> Vec<Command> {
         let mut out = Vec::new();
         match event {
-            Event::RequestLease { key, specification, preferred, redirected } => {
+            Event::RequestLease {
+                key,
+                specification,
+                preferred,
+                redirected,
+            } => {
                 self.request_lease(key, specification, preferred, redirected, now, &mut out);
             }
             Event::CancelRequest { key } => self.cancel_request(key),
-            Event::ReturnLease { owner, lease, worker_exits } => {
+            Event::ReturnLease {
+                owner,
+                lease,
+                worker_exits,
+            } => {
                 self.return_lease(owner, lease, worker_exits, now, &mut out);
             }
             Event::WorkerReady { worker } => self.worker_ready(worker, now, &mut out),
             Event::WorkerExiting { worker, cause } => self.worker_exiting(worker, cause),
-            Event::WorkerGone { worker, cause, started_sequence } => {
+            Event::WorkerGone {
+                worker,
+                cause,
+                started_sequence,
+            } => {
                 self.worker_gone(worker, cause, started_sequence, &mut out);
             }
             Event::OwnerGone { process } => self.owner_gone(process, &mut out),
@@ -205,7 +228,11 @@ impl LocalScheduler {
                 }
                 self.view_changed = true;
             }
-            Event::PrepareBundles { group, bundles, attempt } => {
+            Event::PrepareBundles {
+                group,
+                bundles,
+                attempt,
+            } => {
                 self.prepare_bundles(group, bundles, attempt, now, &mut out);
             }
             Event::CommitBundles { group, attempt } => self.commit_bundles(group, attempt, &mut out),

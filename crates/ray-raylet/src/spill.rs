@@ -119,12 +119,18 @@ impl SpillIndex {
                 return Err(format!("spill file {file} has nothing live, or is written still"));
             }
             counted += live.len();
-            if live.iter().any(|object| self.locations.get(object).is_none_or(|location| location.file != *file)) {
+            if live
+                .iter()
+                .any(|object| self.locations.get(object).is_none_or(|location| location.file != *file))
+            {
                 return Err(format!("spill file {file} has an object whose place is elsewhere"));
             }
         }
         if counted != self.locations.len() {
-            return Err(format!("{} objects are on disk and files hold {counted}", self.locations.len()));
+            return Err(format!(
+                "{} objects are on disk and files hold {counted}",
+                self.locations.len()
+            ));
         }
         if self.bytes != self.locations.values().map(|location| location.length).sum::<u64>() {
             return Err("the bytes on disk are counted wrongly".into());
@@ -137,7 +143,12 @@ impl SpillIndex {
 pub fn checksum(bytes: &[u8]) -> u64 {
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     // Four lanes, so that one multiplication need not wait for the last.
-    let mut lanes = [FACTOR, FACTOR.rotate_left(17), FACTOR.rotate_left(31), FACTOR.rotate_left(47)];
+    let mut lanes = [
+        FACTOR,
+        FACTOR.rotate_left(17),
+        FACTOR.rotate_left(31),
+        FACTOR.rotate_left(47),
+    ];
     let mut blocks = bytes.chunks_exact(32);
     for block in &mut blocks {
         for (lane, word) in lanes.iter_mut().zip(block.chunks_exact(8)) {
@@ -160,7 +171,13 @@ mod tests {
     use super::*;
 
     fn place(file: FileId, length: u64) -> Location {
-        Location { file, offset: 0, length, checksum: 0, metadata: 0 }
+        Location {
+            file,
+            offset: 0,
+            length,
+            checksum: 0,
+            metadata: 0,
+        }
     }
 
     #[test]

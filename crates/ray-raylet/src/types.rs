@@ -264,7 +264,11 @@ pub enum Command {
 
 /// A cause with a sentence and nothing else.
 pub fn death(kind: u32, message: impl Into<String>) -> DeathCause {
-    DeathCause { kind, message: message.into(), ..Default::default() }
+    DeathCause {
+        kind,
+        message: message.into(),
+        ..Default::default()
+    }
 }
 
 /// A small generator of numbers for ids and ties (xoshiro256**); the seed comes from outside.

@@ -51,7 +51,10 @@ pub struct WorkerPool {
 impl WorkerPool {
     /// No workers yet.
     pub fn new(limits: SchedulerLimits) -> Self {
-        Self { workers: BTreeMap::new(), limits }
+        Self {
+            workers: BTreeMap::new(),
+            limits,
+        }
     }
 
     /// Every worker.
@@ -93,7 +96,13 @@ impl WorkerPool {
     }
 
     /// Notes a worker as starting and gives it its id.
-    pub fn start(&mut self, runtime_env_json: &str, job: Option<JobId>, random: &mut Random, now: Milliseconds) -> WorkerId {
+    pub fn start(
+        &mut self,
+        runtime_env_json: &str,
+        job: Option<JobId>,
+        random: &mut Random,
+        now: Milliseconds,
+    ) -> WorkerId {
         let id = WorkerId::from_array(random.bytes());
         let worker = Worker {
             state: WorkerState::Starting { since: now },
@@ -109,7 +118,9 @@ impl WorkerPool {
 
     /// Whether any worker is ready for a lease.
     pub fn has_idle(&self) -> bool {
-        self.workers.values().any(|worker| matches!(worker.state, WorkerState::Idle { .. }))
+        self.workers
+            .values()
+            .any(|worker| matches!(worker.state, WorkerState::Idle { .. }))
     }
 
     /// How many more may be started now.
@@ -156,10 +167,16 @@ impl WorkerPool {
     /// number kept and was idle for long enough.
     pub fn surplus(&self, now: Milliseconds) -> Vec<WorkerId> {
         let mut surplus = Vec::new();
-        for (fresh, kept) in [(false, self.limits.idle_workers_kept), (true, self.limits.spare_workers)] {
+        for (fresh, kept) in [
+            (false, self.limits.idle_workers_kept),
+            (true, self.limits.spare_workers),
+        ] {
             let idle = self.idle_since(fresh);
             let beyond = idle.len().saturating_sub(kept);
-            let due = idle.into_iter().take(beyond).filter(|(since, _)| now >= since + self.limits.idle_worker_ms);
+            let due = idle
+                .into_iter()
+                .take(beyond)
+                .filter(|(since, _)| now >= since + self.limits.idle_worker_ms);
             surplus.extend(due.map(|(_, id)| id));
         }
         surplus
@@ -169,9 +186,17 @@ impl WorkerPool {
     pub fn next_surplus_at(&self) -> Option<Milliseconds> {
         let oldest = |(fresh, kept): (bool, usize)| {
             let idle = self.idle_since(fresh);
-            idle.first().filter(|_| idle.len() > kept).map(|(since, _)| since + self.limits.idle_worker_ms)
+            idle.first()
+                .filter(|_| idle.len() > kept)
+                .map(|(since, _)| since + self.limits.idle_worker_ms)
         };
-        [(false, self.limits.idle_workers_kept), (true, self.limits.spare_workers)].into_iter().filter_map(oldest).min()
+        [
+            (false, self.limits.idle_workers_kept),
+            (true, self.limits.spare_workers),
+        ]
+        .into_iter()
+        .filter_map(oldest)
+        .min()
     }
 
     fn idle_since(&self, fresh: bool) -> Vec<(Milliseconds, WorkerId)> {
@@ -188,7 +213,9 @@ impl WorkerPool {
     pub fn overdue(&self, now: Milliseconds) -> Vec<(WorkerId, bool)> {
         let late = |(id, worker): (&WorkerId, &Worker)| match worker.state {
             WorkerState::Starting { since } if now >= since + self.limits.worker_start_timeout_ms => Some((*id, true)),
-            WorkerState::Retired { deadline: Some(deadline) } if now >= deadline => Some((*id, false)),
+            WorkerState::Retired {
+                deadline: Some(deadline),
+            } if now >= deadline => Some((*id, false)),
             _ => None,
         };
         self.workers.iter().filter_map(late).collect()

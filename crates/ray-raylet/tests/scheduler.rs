@@ -13,7 +13,12 @@ use ray_wire::{
 use std::collections::BTreeMap;
 
 fn amounts(list: &[(&str, f64)]) -> Vec<ResourceAmount> {
-    list.iter().map(|(name, value)| ResourceAmount { name: (*name).into(), amount_e4: (value * 10_000.0) as i64 }).collect()
+    list.iter()
+        .map(|(name, value)| ResourceAmount {
+            name: (*name).into(),
+            amount_e4: (value * 10_000.0) as i64,
+        })
+        .collect()
 }
 
 fn specification(function: &str, list: &[(&str, f64)]) -> LeaseSpecification {
@@ -53,10 +58,21 @@ impl Bench {
     }
 
     fn with(total: ResourceSet, limits: SchedulerLimits) -> Self {
-        let config =
-            SchedulerConfig { node_id: node_id(1), total, labels: Labels::new(), random_seed: [1, 2, 3, 4], limits };
+        let config = SchedulerConfig {
+            node_id: node_id(1),
+            total,
+            labels: Labels::new(),
+            random_seed: [1, 2, 3, 4],
+            limits,
+        };
         let scheduler = LocalScheduler::new(config).unwrap();
-        let mut bench = Self { scheduler, now: 0, grants: vec![], starting: vec![], others: vec![] };
+        let mut bench = Self {
+            scheduler,
+            now: 0,
+            grants: vec![],
+            starting: vec![],
+            others: vec![],
+        };
         bench.step(Event::Tick);
         bench
     }
@@ -83,13 +99,24 @@ impl Bench {
     }
 
     fn request(&mut self, who: u8, correlation: u64, specification: LeaseSpecification) -> RequestKey {
-        let key = RequestKey { process: owner(who), correlation };
-        self.step(Event::RequestLease { key, specification, preferred: None, redirected: false });
+        let key = RequestKey {
+            process: owner(who),
+            correlation,
+        };
+        self.step(Event::RequestLease {
+            key,
+            specification,
+            preferred: None,
+            redirected: false,
+        });
         key
     }
 
     fn grant_of(&self, key: RequestKey) -> Option<(LeaseId, WorkerId)> {
-        self.grants.iter().find(|(other, ..)| *other == key).map(|(_, lease, worker)| (*lease, *worker))
+        self.grants
+            .iter()
+            .find(|(other, ..)| *other == key)
+            .map(|(_, lease, worker)| (*lease, *worker))
     }
 
     fn said(&self, which: impl Fn(&Command) -> bool) -> usize {
@@ -97,7 +124,11 @@ impl Bench {
     }
 
     fn give_back(&mut self, who: u8, lease: LeaseId) {
-        self.step(Event::ReturnLease { owner: owner(who), lease, worker_exits: false });
+        self.step(Event::ReturnLease {
+            owner: owner(who),
+            lease,
+            worker_exits: false,
+        });
     }
 }
 
@@ -110,13 +141,23 @@ fn leases_are_granted_up_to_the_cpus_and_recalled_for_others() {
     let third = bench.request(1, 3, specification("f", &[("CPU", 1.0)]));
     assert!(bench.grant_of(first).is_some() && bench.grant_of(second).is_some());
     assert_eq!(bench.grant_of(third), None);
-    assert_eq!(bench.said(|c| matches!(c, Command::Queued { key, infeasible: false, .. } if *key == third)), 1);
+    assert_eq!(
+        bench.said(|c| matches!(c, Command::Queued { key, infeasible: false, .. } if *key == third)),
+        1
+    );
     // Its own leases of the class are no help to it.
     assert_eq!(bench.said(|c| matches!(c, Command::Recall { .. })), 0);
     let other = bench.request(2, 1, specification("g", &[("CPU", 1.0)]));
     let oldest = bench.grant_of(first).unwrap().0;
-    assert_eq!(bench.said(|c| matches!(c, Command::Recall { lease, .. } if *lease == oldest)), 1);
-    assert_eq!(bench.said(|c| matches!(c, Command::Recall { .. })), 1, "one lease is enough for one request");
+    assert_eq!(
+        bench.said(|c| matches!(c, Command::Recall { lease, .. } if *lease == oldest)),
+        1
+    );
+    assert_eq!(
+        bench.said(|c| matches!(c, Command::Recall { .. })),
+        1,
+        "one lease is enough for one request"
+    );
     bench.give_back(1, oldest);
     // Both classes wait for it; whose turn it is gets it, and the other gets the next.
     let next = bench.grant_of(second).unwrap().0;
@@ -153,7 +194,11 @@ fn blocked_workers_give_their_cpu_and_take_it_back_below_zero() {
     deeper.depth = 1;
     let child = bench.request(3, 1, deeper.clone());
     assert_eq!(bench.grant_of(child), None);
-    bench.step(Event::Blocked { worker, lease, reason: "get".into() });
+    bench.step(Event::Blocked {
+        worker,
+        lease,
+        reason: "get".into(),
+    });
     bench.register();
     let (child_lease, _) = bench.grant_of(child).unwrap();
     bench.step(Event::Unblocked { worker, lease });
@@ -172,8 +217,13 @@ fn a_dead_worker_breaks_its_lease_with_the_evidence() {
     bench.register();
     let key = bench.request(1, 1, specification("f", &[("CPU", 1.0)]));
     let (lease, worker) = bench.grant_of(key).unwrap();
-    bench.step(Event::WorkerGone { worker, cause: death(DEATH_CRASHED, "x"), started_sequence: Some(9) });
-    let broken = |c: &Command| matches!(c, Command::LeaseBroken { lease: l, started_sequence: Some(9), .. } if *l == lease);
+    bench.step(Event::WorkerGone {
+        worker,
+        cause: death(DEATH_CRASHED, "x"),
+        started_sequence: Some(9),
+    });
+    let broken =
+        |c: &Command| matches!(c, Command::LeaseBroken { lease: l, started_sequence: Some(9), .. } if *l == lease);
     assert_eq!(bench.said(broken), 1);
     assert_eq!(bench.scheduler.available(), bench.scheduler.available());
     let again = bench.request(1, 2, specification("f", &[("CPU", 1.0)]));
@@ -189,8 +239,15 @@ fn a_dead_owner_leaves_nothing() {
     bench.request(1, 2, specification("f", &[("CPU", 1.0)]));
     let (_, worker) = bench.grant_of(key).unwrap();
     bench.step(Event::OwnerGone { process: owner(1) });
-    assert_eq!(bench.said(|c| matches!(c, Command::KillWorker { worker: w, .. } if *w == worker)), 1);
-    bench.step(Event::WorkerGone { worker, cause: death(DEATH_CRASHED, "killed"), started_sequence: None });
+    assert_eq!(
+        bench.said(|c| matches!(c, Command::KillWorker { worker: w, .. } if *w == worker)),
+        1
+    );
+    bench.step(Event::WorkerGone {
+        worker,
+        cause: death(DEATH_CRASHED, "killed"),
+        started_sequence: None,
+    });
     assert_eq!(bench.said(|c| matches!(c, Command::LeaseBroken { .. })), 0);
     assert!(bench.scheduler.is_idle());
 }
@@ -202,14 +259,20 @@ fn what_can_never_run_waits_and_says_so_until_a_node_joins() {
     let told = |c: &Command| matches!(c, Command::Queued { infeasible: true, reason, .. } if reason.contains("CPU 5"));
     assert_eq!(bench.said(told), 1);
     let joined = NodeInfo {
-        address: Some(ray_wire::Address { node_id: Bytes::copy_from_slice(node_id(2).as_bytes()), ..Default::default() }),
+        address: Some(ray_wire::Address {
+            node_id: Bytes::copy_from_slice(node_id(2).as_bytes()),
+            ..Default::default()
+        }),
         total: amounts(&[("CPU", 8.0)]),
         available: amounts(&[("CPU", 8.0)]),
         alive: true,
         ..Default::default()
     };
     bench.step(Event::ClusterChanged { nodes: vec![joined] });
-    assert_eq!(bench.said(|c| matches!(c, Command::Redirect { key: k, node } if *k == key && *node == node_id(2))), 1);
+    assert_eq!(
+        bench.said(|c| matches!(c, Command::Redirect { key: k, node } if *k == key && *node == node_id(2))),
+        1
+    );
     let mut hard = specification("g", &[("CPU", 1.0)]);
     hard.strategy = Some(Strategy {
         kind: STRATEGY_NODE_AFFINITY,
@@ -217,7 +280,16 @@ fn what_can_never_run_waits_and_says_so_until_a_node_joins() {
         ..Default::default()
     });
     bench.request(1, 2, hard);
-    assert_eq!(bench.said(|c| matches!(c, Command::Refuse { error_kind: ERROR_NODE_DIED, .. })), 1);
+    assert_eq!(
+        bench.said(|c| matches!(
+            c,
+            Command::Refuse {
+                error_kind: ERROR_NODE_DIED,
+                ..
+            }
+        )),
+        1
+    );
 }
 
 fn bundle(index: u32, cpus: f64) -> BundleKey {
@@ -246,25 +318,57 @@ fn bundles_recall_idle_leases_and_take_their_work_with_them() {
     bench.register();
     let key = bench.request(1, 1, specification("f", &[("CPU", 1.0)]));
     let (lease, _) = bench.grant_of(key).unwrap();
-    bench.step(Event::PrepareBundles { group: group_id(), bundles: vec![bundle(0, 2.0)], attempt: 1 });
+    bench.step(Event::PrepareBundles {
+        group: group_id(),
+        bundles: vec![bundle(0, 2.0)],
+        attempt: 1,
+    });
     assert_eq!(bench.said(|c| matches!(c, Command::Recall { .. })), 1);
     assert_eq!(bench.said(|c| matches!(c, Command::AnswerBundlesPrepared { .. })), 0);
     bench.give_back(1, lease);
-    assert_eq!(bench.said(|c| matches!(c, Command::AnswerBundlesPrepared { success: true, .. })), 1);
-    bench.step(Event::CommitBundles { group: group_id(), attempt: 1 });
+    assert_eq!(
+        bench.said(|c| matches!(c, Command::AnswerBundlesPrepared { success: true, .. })),
+        1
+    );
+    bench.step(Event::CommitBundles {
+        group: group_id(),
+        attempt: 1,
+    });
     assert_eq!(bench.said(|c| matches!(c, Command::AnswerBundlesCommitted { .. })), 1);
     let inside = bench.request(1, 2, in_group(0));
     bench.register();
     let (_, worker) = bench.grant_of(inside).unwrap();
-    bench.step(Event::ReturnBundles { group: group_id(), indices: vec![] });
-    assert_eq!(bench.said(|c| matches!(c, Command::KillWorker { worker: w, .. } if *w == worker)), 1);
-    bench.step(Event::WorkerGone { worker, cause: death(DEATH_CRASHED, "killed"), started_sequence: None });
-    assert_eq!(bench.scheduler.available(), ResourceSet::cpus(2).with(ResourceName::GPU, Quantity::from_int(2)));
+    bench.step(Event::ReturnBundles {
+        group: group_id(),
+        indices: vec![],
+    });
+    assert_eq!(
+        bench.said(|c| matches!(c, Command::KillWorker { worker: w, .. } if *w == worker)),
+        1
+    );
+    bench.step(Event::WorkerGone {
+        worker,
+        cause: death(DEATH_CRASHED, "killed"),
+        started_sequence: None,
+    });
+    assert_eq!(
+        bench.scheduler.available(),
+        ResourceSet::cpus(2).with(ResourceName::GPU, Quantity::from_int(2))
+    );
     // Nobody knows the group any more: the control plane is asked, and its word ends the wait.
     bench.request(1, 3, in_group(0));
     assert!(bench.said(|c| matches!(c, Command::AskPlacementGroup { .. })) >= 1);
     bench.step(Event::PlacementGroupRemoved { group: group_id() });
-    assert_eq!(bench.said(|c| matches!(c, Command::Refuse { error_kind: ERROR_PLACEMENT_GROUP_REMOVED, .. })), 1);
+    assert_eq!(
+        bench.said(|c| matches!(
+            c,
+            Command::Refuse {
+                error_kind: ERROR_PLACEMENT_GROUP_REMOVED,
+                ..
+            }
+        )),
+        1
+    );
 }
 
 #[test]
@@ -273,12 +377,33 @@ fn bundles_that_do_not_fit_are_refused_after_a_moment() {
     bench.register();
     let key = bench.request(1, 1, specification("f", &[("CPU", 1.0)]));
     assert!(bench.grant_of(key).is_some());
-    bench.step(Event::PrepareBundles { group: group_id(), bundles: vec![bundle(0, 2.0)], attempt: 1 });
+    bench.step(Event::PrepareBundles {
+        group: group_id(),
+        bundles: vec![bundle(0, 2.0)],
+        attempt: 1,
+    });
     bench.now = bench.scheduler.next_tick(bench.now).unwrap().max(300);
     bench.step(Event::Tick);
-    assert_eq!(bench.said(|c| matches!(c, Command::AnswerBundlesPrepared { success: false, .. })), 1);
-    bench.step(Event::PrepareBundles { group: group_id(), bundles: vec![bundle(0, 3.0)], attempt: 2 });
-    assert_eq!(bench.said(|c| matches!(c, Command::AnswerBundlesPrepared { attempt: 2, success: false, .. })), 1);
+    assert_eq!(
+        bench.said(|c| matches!(c, Command::AnswerBundlesPrepared { success: false, .. })),
+        1
+    );
+    bench.step(Event::PrepareBundles {
+        group: group_id(),
+        bundles: vec![bundle(0, 3.0)],
+        attempt: 2,
+    });
+    assert_eq!(
+        bench.said(|c| matches!(
+            c,
+            Command::AnswerBundlesPrepared {
+                attempt: 2,
+                success: false,
+                ..
+            }
+        )),
+        1
+    );
 }
 
 fn actor(unique: u8, incarnation: u64, cpus: f64) -> CreateActor {
@@ -286,7 +411,10 @@ fn actor(unique: u8, incarnation: u64, cpus: f64) -> CreateActor {
     CreateActor {
         actor_id: Bytes::copy_from_slice(id.as_bytes()),
         incarnation,
-        creation: Some(ActorCreation { resources: amounts(&[("CPU", cpus)]), ..Default::default() }),
+        creation: Some(ActorCreation {
+            resources: amounts(&[("CPU", cpus)]),
+            ..Default::default()
+        }),
         job_config_json: String::new(),
     }
 }
@@ -296,7 +424,9 @@ fn an_actor_is_created_once_and_answered_again() {
     let mut bench = Bench::new(1);
     bench.register();
     let message = actor(1, 1, 1.0);
-    bench.step(Event::PlaceActor { message: message.clone() });
+    bench.step(Event::PlaceActor {
+        message: message.clone(),
+    });
     let worker = bench
         .others
         .iter()
@@ -305,25 +435,65 @@ fn an_actor_is_created_once_and_answered_again() {
             _ => None,
         })
         .unwrap();
-    bench.step(Event::PlaceActor { message: message.clone() });
-    let created = ActorCreated { actor_id: message.actor_id.clone(), incarnation: 1, ..Default::default() };
-    bench.step(Event::ActorAnswered { worker, message: created });
-    bench.step(Event::PlaceActor { message: message.clone() });
+    bench.step(Event::PlaceActor {
+        message: message.clone(),
+    });
+    let created = ActorCreated {
+        actor_id: message.actor_id.clone(),
+        incarnation: 1,
+        ..Default::default()
+    };
+    bench.step(Event::ActorAnswered {
+        worker,
+        message: created,
+    });
+    bench.step(Event::PlaceActor {
+        message: message.clone(),
+    });
     assert_eq!(bench.said(|c| matches!(c, Command::CreateActor { .. })), 1);
     assert_eq!(bench.said(|c| matches!(c, Command::AnswerActor(_))), 2);
     // A second actor finds no room, and says so.
-    bench.step(Event::PlaceActor { message: actor(2, 1, 1.0) });
+    bench.step(Event::PlaceActor {
+        message: actor(2, 1, 1.0),
+    });
     bench.now += 1_000;
     bench.step(Event::Tick);
-    assert_eq!(bench.said(|c| matches!(c, Command::AnswerActor(answer) if answer.rejected)), 1);
-    let kill = KillActorWorker { actor_id: message.actor_id, incarnation: 1, cause: None, graceful: true };
+    assert_eq!(
+        bench.said(|c| matches!(c, Command::AnswerActor(answer) if answer.rejected)),
+        1
+    );
+    let kill = KillActorWorker {
+        actor_id: message.actor_id,
+        incarnation: 1,
+        cause: None,
+        graceful: true,
+    };
     bench.step(Event::KillActorWorker { message: kill });
-    assert_eq!(bench.said(|c| matches!(c, Command::AskToExit { worker: w, .. } if *w == worker)), 1);
+    assert_eq!(
+        bench.said(|c| matches!(c, Command::AskToExit { worker: w, .. } if *w == worker)),
+        1
+    );
     bench.now += 60_000;
     bench.step(Event::Tick);
-    assert_eq!(bench.said(|c| matches!(c, Command::KillWorker { worker: w, .. } if *w == worker)), 1);
-    bench.step(Event::WorkerGone { worker, cause: death(DEATH_CRASHED, "killed"), started_sequence: None });
-    assert_eq!(bench.said(|c| matches!(c, Command::ReportDeath { actor: Some((_, 1)), .. })), 1);
+    assert_eq!(
+        bench.said(|c| matches!(c, Command::KillWorker { worker: w, .. } if *w == worker)),
+        1
+    );
+    bench.step(Event::WorkerGone {
+        worker,
+        cause: death(DEATH_CRASHED, "killed"),
+        started_sequence: None,
+    });
+    assert_eq!(
+        bench.said(|c| matches!(
+            c,
+            Command::ReportDeath {
+                actor: Some((_, 1)),
+                ..
+            }
+        )),
+        1
+    );
     assert!(bench.scheduler.is_idle());
 }
 
@@ -334,7 +504,11 @@ fn workers_that_never_start_are_an_answer_and_no_hang() {
     let mut deaths = 0;
     while bench.said(|c| matches!(c, Command::Refuse { .. })) == 0 {
         let worker = bench.starting.pop().expect("a failed worker is followed by another");
-        bench.step(Event::WorkerGone { worker, cause: death(DEATH_CRASHED, "no module"), started_sequence: None });
+        bench.step(Event::WorkerGone {
+            worker,
+            cause: death(DEATH_CRASHED, "no module"),
+            started_sequence: None,
+        });
         deaths += 1;
         assert!(deaths < 10);
     }
@@ -347,7 +521,10 @@ fn a_large_request_is_not_starved_by_small_ones() {
     let mut bench = Bench::new(4);
     bench.register();
     let mut running: Vec<(u8, LeaseId)> = Vec::new();
-    let big = RequestKey { process: owner(9), correlation: 1 };
+    let big = RequestKey {
+        process: owner(9),
+        correlation: 1,
+    };
     let mut correlation = 0;
     for round in 0..400 {
         bench.now += 50;
@@ -370,8 +547,12 @@ fn a_large_request_is_not_starved_by_small_ones() {
         if !running.is_empty() {
             let (who, lease) = running.remove(0);
             bench.give_back(who, lease);
-            let fresh: Vec<(RequestKey, LeaseId)> =
-                bench.grants.iter().filter(|(key, ..)| key.process == owner(1)).map(|(key, lease, _)| (*key, *lease)).collect();
+            let fresh: Vec<(RequestKey, LeaseId)> = bench
+                .grants
+                .iter()
+                .filter(|(key, ..)| key.process == owner(1))
+                .map(|(key, lease, _)| (*key, *lease))
+                .collect();
             for (_, lease) in fresh {
                 let held = bench.scheduler.active_leases().iter().any(|(id, ..)| *id == lease);
                 if held && !running.iter().any(|(_, known)| *known == lease) {
@@ -393,7 +574,10 @@ fn resources_return_after_any_order_of_events() {
 }
 
 fn random_walk(seed: u64) {
-    let limits = SchedulerLimits { maximum_workers: 12, ..SchedulerLimits::default() };
+    let limits = SchedulerLimits {
+        maximum_workers: 12,
+        ..SchedulerLimits::default()
+    };
     let total = ResourceSet::cpus(4).with(ResourceName::GPU, Quantity::from_int(2));
     let mut bench = Bench::with(total.clone(), limits);
     let mut random = Random::new([seed, seed ^ 77, 3, seed << 7]);
@@ -401,8 +585,13 @@ fn random_walk(seed: u64) {
     let mut leases: BTreeMap<LeaseId, (u8, WorkerId)> = BTreeMap::new();
     let mut registered: Vec<WorkerId> = Vec::new();
     let mut actors: BTreeMap<u8, u64> = BTreeMap::new();
-    let shapes: [&[(&str, f64)]; 5] =
-        [&[("CPU", 1.0)], &[("CPU", 2.0)], &[("CPU", 0.5), ("GPU", 0.5)], &[("GPU", 1.0)], &[("CPU", 9.0)]];
+    let shapes: [&[(&str, f64)]; 5] = [
+        &[("CPU", 1.0)],
+        &[("CPU", 2.0)],
+        &[("CPU", 0.5), ("GPU", 0.5)],
+        &[("GPU", 1.0)],
+        &[("CPU", 9.0)],
+    ];
     let mut correlation = 0;
     for _ in 0..300 {
         bench.now += pick(40);
@@ -413,27 +602,45 @@ fn random_walk(seed: u64) {
                 let shape = pick(5) as usize;
                 let mut wanted = specification(["a", "b", "c", "d", "e"][shape], shapes[shape]);
                 wanted.depth = pick(3) as u32;
-                let wanted = if pick(5) == 0 { in_group(pick(3) as i32 - 1) } else { wanted };
+                let wanted = if pick(5) == 0 {
+                    in_group(pick(3) as i32 - 1)
+                } else {
+                    wanted
+                };
                 bench.request(who, correlation, wanted);
             }
             5..=6 => bench.register_some(&mut registered, pick(3)),
             7..=8 => {
                 if let Some((lease, (who, _))) = leases.iter().nth(pick(8) as usize).map(|(l, o)| (*l, *o)) {
                     leases.remove(&lease);
-                    bench.step(Event::ReturnLease { owner: owner(who), lease, worker_exits: pick(6) == 0 });
+                    bench.step(Event::ReturnLease {
+                        owner: owner(who),
+                        lease,
+                        worker_exits: pick(6) == 0,
+                    });
                 }
             }
             9 => {
                 if !registered.is_empty() {
                     let worker = registered.swap_remove(pick(registered.len() as u64) as usize);
                     leases.retain(|_, (_, w)| *w != worker);
-                    bench.step(Event::WorkerGone { worker, cause: death(DEATH_CRASHED, "x"), started_sequence: None });
+                    bench.step(Event::WorkerGone {
+                        worker,
+                        cause: death(DEATH_CRASHED, "x"),
+                        started_sequence: None,
+                    });
                 }
             }
-            10 => bench.step(Event::OwnerGone { process: owner(1 + pick(3) as u8) }),
+            10 => bench.step(Event::OwnerGone {
+                process: owner(1 + pick(3) as u8),
+            }),
             11 => {
                 if let Some((lease, (_, worker))) = leases.iter().nth(pick(8) as usize).map(|(l, o)| (*l, *o)) {
-                    bench.step(Event::Blocked { worker, lease, reason: "get".into() });
+                    bench.step(Event::Blocked {
+                        worker,
+                        lease,
+                        reason: "get".into(),
+                    });
                 }
             }
             12 => {
@@ -452,7 +659,12 @@ fn random_walk(seed: u64) {
                 let actor_id = actor(unique, 1, 1.0).actor_id;
                 let graceful = pick(2) == 0;
                 bench.step(Event::KillActorWorker {
-                    message: KillActorWorker { actor_id, incarnation: 0, cause: None, graceful },
+                    message: KillActorWorker {
+                        actor_id,
+                        incarnation: 0,
+                        cause: None,
+                        graceful,
+                    },
                 });
             }
             15 => match pick(3) {
@@ -461,11 +673,20 @@ fn random_walk(seed: u64) {
                     bundles: vec![bundle(0, 1.0), bundle(1, 1.0)],
                     attempt: 1 + pick(3),
                 }),
-                1 => bench.step(Event::CommitBundles { group: group_id(), attempt: 1 }),
-                _ => bench.step(Event::ReturnBundles { group: group_id(), indices: if pick(2) == 0 { vec![] } else { vec![1] } }),
+                1 => bench.step(Event::CommitBundles {
+                    group: group_id(),
+                    attempt: 1,
+                }),
+                _ => bench.step(Event::ReturnBundles {
+                    group: group_id(),
+                    indices: if pick(2) == 0 { vec![] } else { vec![1] },
+                }),
             },
             _ => bench.step(Event::CancelRequest {
-                key: RequestKey { process: owner(1 + pick(3) as u8), correlation: pick(correlation + 1) },
+                key: RequestKey {
+                    process: owner(1 + pick(3) as u8),
+                    correlation: pick(correlation + 1),
+                },
             }),
         }
         // Actors that are being created answer, some with a failure.
@@ -491,28 +712,53 @@ fn random_walk(seed: u64) {
         bench.others.clear();
         for (worker, message) in creating {
             let failure = (pick(3) == 0).then(|| death(DEATH_CRASHED, "constructor"));
-            let answer = ActorCreated { actor_id: message.actor_id, incarnation: message.incarnation, failure, ..Default::default() };
-            bench.step(Event::ActorAnswered { worker, message: answer });
+            let answer = ActorCreated {
+                actor_id: message.actor_id,
+                incarnation: message.incarnation,
+                failure,
+                ..Default::default()
+            };
+            bench.step(Event::ActorAnswered {
+                worker,
+                message: answer,
+            });
         }
         for worker in killed {
             registered.retain(|other| *other != worker);
             bench.starting.retain(|other| *other != worker);
             leases.retain(|_, (_, w)| *w != worker);
-            bench.step(Event::WorkerGone { worker, cause: death(DEATH_CRASHED, "killed"), started_sequence: None });
+            bench.step(Event::WorkerGone {
+                worker,
+                cause: death(DEATH_CRASHED, "killed"),
+                started_sequence: None,
+            });
         }
     }
     // Whoever asked leaves, whoever works dies: all is free again.
     for who in 1..=3 {
         bench.step(Event::OwnerGone { process: owner(who) });
     }
-    bench.step(Event::JobFinished { job: JobId::from_int(1) });
-    bench.step(Event::ReturnBundles { group: group_id(), indices: vec![] });
+    bench.step(Event::JobFinished {
+        job: JobId::from_int(1),
+    });
+    bench.step(Event::ReturnBundles {
+        group: group_id(),
+        indices: vec![],
+    });
     bench.now += 100_000;
     bench.step(Event::Tick);
     for worker in registered {
-        bench.step(Event::WorkerGone { worker, cause: death(DEATH_CRASHED, "end"), started_sequence: None });
+        bench.step(Event::WorkerGone {
+            worker,
+            cause: death(DEATH_CRASHED, "end"),
+            started_sequence: None,
+        });
     }
-    assert!(bench.scheduler.is_idle(), "seed {seed}: {:?}", bench.scheduler.describe_leases(0));
+    assert!(
+        bench.scheduler.is_idle(),
+        "seed {seed}: {:?}",
+        bench.scheduler.describe_leases(0)
+    );
     assert_eq!(bench.scheduler.available(), total, "seed {seed}");
 }
 

@@ -41,30 +41,65 @@ impl Node {
 
     pub(super) fn carry_out(&mut self, command: Command) {
         match command {
-            Command::Grant { key, lease, worker, first_sequence } => {
+            Command::Grant {
+                key,
+                lease,
+                worker,
+                first_sequence,
+            } => {
                 let message = LeaseGranted {
                     lease_id: ray_wire::id_bytes(lease.as_bytes()),
                     worker: Some(self.address_of(worker)),
                     worker_pid: self.processes.get(&worker).map_or(0, |process| process.pid),
                     first_sequence,
                 };
-                self.send_to(&key.process, kinds::LEASE_GRANTED, key.correlation, ray_wire::encode(&message));
+                self.send_to(
+                    &key.process,
+                    kinds::LEASE_GRANTED,
+                    key.correlation,
+                    ray_wire::encode(&message),
+                );
             }
             Command::Redirect { key, node } => {
                 let raylet = self.nodes.get(&node).and_then(|info| info.address.clone());
                 let message = LeaseRedirected { raylet };
-                self.send_to(&key.process, kinds::LEASE_REDIRECTED, key.correlation, ray_wire::encode(&message));
+                self.send_to(
+                    &key.process,
+                    kinds::LEASE_REDIRECTED,
+                    key.correlation,
+                    ray_wire::encode(&message),
+                );
             }
-            Command::Refuse { key, error_kind, message } => {
+            Command::Refuse {
+                key,
+                error_kind,
+                message,
+            } => {
                 let message = LeaseRefused { error_kind, message };
-                self.send_to(&key.process, kinds::LEASE_REFUSED, key.correlation, ray_wire::encode(&message));
+                self.send_to(
+                    &key.process,
+                    kinds::LEASE_REFUSED,
+                    key.correlation,
+                    ray_wire::encode(&message),
+                );
             }
-            Command::Queued { key, reason, infeasible } => {
+            Command::Queued {
+                key,
+                reason,
+                infeasible,
+            } => {
                 let message = LeaseQueued { reason, infeasible };
-                self.send_to(&key.process, kinds::LEASE_QUEUED, key.correlation, ray_wire::encode(&message));
+                self.send_to(
+                    &key.process,
+                    kinds::LEASE_QUEUED,
+                    key.correlation,
+                    ray_wire::encode(&message),
+                );
             }
             Command::Recall { owner, lease } => {
-                let message = RecallLease { lease_id: ray_wire::id_bytes(lease.as_bytes()) };
+                let message = RecallLease {
+                    lease_id: ray_wire::id_bytes(lease.as_bytes()),
+                };
                 self.send_to(&owner, kinds::RECALL_LEASE, 0, ray_wire::encode(&message));
             }
             Command::AssignLease {
@@ -95,21 +130,37 @@ impl Node {
                 self.send_to(&worker, kinds::LEASE_ASSIGNED, 0, ray_wire::encode(&message));
             }
             Command::UnassignLease { worker } => {
-                self.send_to(&worker, kinds::LEASE_ASSIGNED, 0, ray_wire::encode(&LeaseAssigned::default()));
+                self.send_to(
+                    &worker,
+                    kinds::LEASE_ASSIGNED,
+                    0,
+                    ray_wire::encode(&LeaseAssigned::default()),
+                );
             }
-            Command::StartWorker { worker, runtime_env_json, job } => self.start_worker(worker, runtime_env_json, job),
+            Command::StartWorker {
+                worker,
+                runtime_env_json,
+                job,
+            } => self.start_worker(worker, runtime_env_json, job),
             Command::AskToExit { worker, reason } => {
                 let message = ExitProcess { reason, force: false };
                 self.send_to(&worker, kinds::EXIT_PROCESS, 0, ray_wire::encode(&message));
             }
             Command::KillWorker { worker, cause } => {
-                let Some(process) = self.processes.get_mut(&worker) else { return };
+                let Some(process) = self.processes.get_mut(&worker) else {
+                    return;
+                };
                 process.kill_cause.get_or_insert(cause);
                 if process.pid != 0 && process.exit.is_none() {
                     signals::kill_group(process.pid);
                 }
             }
-            Command::LeaseBroken { owner, lease, cause, started_sequence } => {
+            Command::LeaseBroken {
+                owner,
+                lease,
+                cause,
+                started_sequence,
+            } => {
                 let message = LeaseBroken {
                     lease_id: ray_wire::id_bytes(lease.as_bytes()),
                     cause: Some(cause),
@@ -127,10 +178,20 @@ impl Node {
                     None => (Bytes::new(), 0),
                 };
                 let worker = Some(self.address_of(worker));
-                let report = WorkerDeathReport { worker, cause: Some(cause), actor_id, incarnation, ..Default::default() };
+                let report = WorkerDeathReport {
+                    worker,
+                    cause: Some(cause),
+                    actor_id,
+                    incarnation,
+                    ..Default::default()
+                };
                 self.report_death(report);
             }
-            Command::AnswerBundlesPrepared { group, attempt, success } => self.answer_prepared(group, attempt, success),
+            Command::AnswerBundlesPrepared {
+                group,
+                attempt,
+                success,
+            } => self.answer_prepared(group, attempt, success),
             Command::AnswerBundlesCommitted { group, attempt } => self.answer_committed(group, attempt),
             Command::AskPlacementGroup { group } => self.ask_placement_group(group),
         }
@@ -154,24 +215,45 @@ impl Node {
                 let message: RequestLease = decode("RequestLease", header)?;
                 let worker = self.identify(link, role, worker, message.owner.as_ref())?;
                 let specification = message.specification.ok_or("a RequestLease lacks its specification")?;
-                let key = RequestKey { process: worker, correlation };
+                let key = RequestKey {
+                    process: worker,
+                    correlation,
+                };
                 let preferred = NodeId::from_binary(&message.preferred_node).ok();
-                self.step(Event::RequestLease { key, specification, preferred, redirected: message.redirected });
+                self.step(Event::RequestLease {
+                    key,
+                    specification,
+                    preferred,
+                    redirected: message.redirected,
+                });
             }
             kinds::CANCEL_LEASE_REQUEST => {
                 let message: CancelLeaseRequest = decode("CancelLeaseRequest", header)?;
-                self.step(Event::CancelRequest { key: RequestKey { process: worker, correlation: message.request } });
+                self.step(Event::CancelRequest {
+                    key: RequestKey {
+                        process: worker,
+                        correlation: message.request,
+                    },
+                });
             }
             kinds::RETURN_LEASE => {
                 let message: ReturnLease = decode("ReturnLease", header)?;
                 let lease = lease_id(&message.lease_id)?;
-                self.step(Event::ReturnLease { owner: worker, lease, worker_exits: message.worker_exits });
+                self.step(Event::ReturnLease {
+                    owner: worker,
+                    lease,
+                    worker_exits: message.worker_exits,
+                });
             }
             kinds::WORKER_BLOCKED => {
                 let message: WorkerBlocked = decode("WorkerBlocked", header)?;
                 // A driver or an actor has no lease to give back.
                 if let Ok(lease) = lease_id(&message.lease_id) {
-                    self.step(Event::Blocked { worker, lease, reason: message.reason });
+                    self.step(Event::Blocked {
+                        worker,
+                        lease,
+                        reason: message.reason,
+                    });
                 }
             }
             kinds::WORKER_UNBLOCKED => {
@@ -185,7 +267,10 @@ impl Node {
                 if let Some(process) = self.processes.get_mut(&worker) {
                     process.exit_cause = message.cause.clone();
                 }
-                self.step(Event::WorkerExiting { worker, cause: message.cause });
+                self.step(Event::WorkerExiting {
+                    worker,
+                    cause: message.cause,
+                });
             }
             kinds::WATCH_WORKER => {
                 let message: WatchWorker = decode("WatchWorker", header)?;
@@ -233,7 +318,9 @@ impl Node {
         if !worker.is_nil() {
             return Ok(worker);
         }
-        let said = owner.and_then(|owner| owner.worker().ok()).filter(|worker| !worker.is_nil());
+        let said = owner
+            .and_then(|owner| owner.worker().ok())
+            .filter(|worker| !worker.is_nil());
         match (role, said) {
             (LinkRole::Unknown, Some(worker)) if matches!(link.peer(), ray_rpc::Peer::Tcp { .. }) => {
                 self.links.insert(link.id(), (link.clone(), LinkRole::Remote(worker)));
@@ -267,7 +354,9 @@ impl Node {
 
     /// Interrupts what a worker runs, or kills the worker.
     fn interrupt(&mut self, message: &InterruptTask, header: Bytes) {
-        let Some(worker) = message.worker.as_ref().and_then(|address| address.worker().ok()) else { return };
+        let Some(worker) = message.worker.as_ref().and_then(|address| address.worker().ok()) else {
+            return;
+        };
         if message.force {
             let cause = crate::types::death(ray_wire::DEATH_KILLED, "its task was cancelled by force");
             self.carry_out(Command::KillWorker { worker, cause });

@@ -29,7 +29,10 @@ pub enum RayletError {
 
 impl RayletError {
     pub(crate) fn io(what: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
-        Self::Io { what: what.into(), source: source.into() }
+        Self::Io {
+            what: what.into(),
+            source: source.into(),
+        }
     }
 }
 
@@ -173,7 +176,9 @@ impl RayletConfig {
             }
         }
         if limits.object_chunk_bytes == 0 || limits.object_chunk_window == 0 {
-            return Err(RayletError::Config("object_chunk_bytes and object_chunk_window must be above 0".into()));
+            return Err(RayletError::Config(
+                "object_chunk_bytes and object_chunk_window must be above 0".into(),
+            ));
         }
         Ok(limits)
     }

@@ -36,11 +36,24 @@ impl Evidence {
         rustix::fs::ftruncate(&file, bytes as u64).map_err(fail)?;
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no memory in use.
         let words = unsafe {
-            mmap(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0)
+            mmap(
+                std::ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                &file,
+                0,
+            )
         }
         .map_err(fail)?;
         let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
-        Ok(Self { path, _file: file, words, bytes, free: (0..workers).rev().collect() })
+        Ok(Self {
+            path,
+            _file: file,
+            words,
+            bytes,
+            free: (0..workers).rev().collect(),
+        })
     }
 
     /// The file's path.

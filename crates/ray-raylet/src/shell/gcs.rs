@@ -32,9 +32,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Who waits for the answer to a request.
 enum Asker {
     /// A process of this node, under its own correlation.
-    Link { link: Arc<Link>, correlation: u64 },
+    Link {
+        link: Arc<Link>,
+        correlation: u64,
+    },
     /// A driver's registration.
-    AddJob { worker: WorkerId, correlation: u64, config_json: String },
+    AddJob {
+        worker: WorkerId,
+        correlation: u64,
+        config_json: String,
+    },
     FinishJob,
     Group(PlacementGroupId),
     Nobody,
@@ -144,9 +151,14 @@ impl Node {
             return Ok(self.reactor.connect_unix(path)?);
         }
         let text = self.gcs_address();
-        let resolved = text.to_socket_addrs().map_err(|error| RayletError::io(format!("resolve {text}"), error))?.next();
+        let resolved = text
+            .to_socket_addrs()
+            .map_err(|error| RayletError::io(format!("resolve {text}"), error))?
+            .next();
         let address = resolved.ok_or_else(|| RayletError::Config(format!("{text} has no address")))?;
-        Ok(self.reactor.connect_tcp(address, Target::gcs(NodeId::NIL), self.token.clone())?)
+        Ok(self
+            .reactor
+            .connect_tcp(address, Target::gcs(NodeId::NIL), self.token.clone())?)
     }
 
     fn retry_gcs(&mut self) {
@@ -177,7 +189,9 @@ impl Node {
 
     pub(super) fn gcs_away_too_long(&mut self) {
         if !self.gcs.registered {
-            self.stop(Some(RayletError::ControlPlaneGone(self.limits.gcs_away_limit_ms / 1_000)));
+            self.stop(Some(RayletError::ControlPlaneGone(
+                self.limits.gcs_away_limit_ms / 1_000,
+            )));
         }
     }
 
@@ -186,7 +200,10 @@ impl Node {
             .config
             .labels
             .iter()
-            .map(|(key, value)| Label { key: key.clone(), value: value.clone() })
+            .map(|(key, value)| Label {
+                key: key.clone(),
+                value: value.clone(),
+            })
             .collect();
         labels.sort_by(|a, b| a.key.cmp(&b.key));
         NodeInfo {
@@ -222,7 +239,12 @@ impl Node {
             actors: self.scheduler.actors_here(),
             bundles: self.scheduler.bundle_keys(),
             resources: Some(report),
-            driver_jobs: self.jobs.drivers.keys().map(|job| ray_wire::id_bytes(job.as_bytes())).collect(),
+            driver_jobs: self
+                .jobs
+                .drivers
+                .keys()
+                .map(|job| ray_wire::id_bytes(job.as_bytes()))
+                .collect(),
             publisher_epoch: self.gcs.epoch,
             publisher_sequence: self.gcs.sequence,
             watches: watches.collect(),
@@ -253,9 +275,14 @@ impl Node {
                 self.gcs.placements_seen += 1;
                 let message: CreateActor = ray_wire::decode("CreateActor", header)?;
                 let actor = ray_ids::ActorId::from_binary(&message.actor_id)?;
-                self.gcs.placements.insert((message.actor_id.clone(), message.incarnation), correlation);
+                self.gcs
+                    .placements
+                    .insert((message.actor_id.clone(), message.incarnation), correlation);
                 if !message.job_config_json.is_empty() {
-                    self.jobs.configs.entry(actor.job_id()).or_insert_with(|| message.job_config_json.clone());
+                    self.jobs
+                        .configs
+                        .entry(actor.job_id())
+                        .or_insert_with(|| message.job_config_json.clone());
                 }
                 self.step(Event::PlaceActor { message });
             }
@@ -266,23 +293,35 @@ impl Node {
             kinds::PREPARE_BUNDLES => {
                 self.gcs.placements_seen += 1;
                 let message: PrepareBundles = ray_wire::decode("PrepareBundles", header)?;
-                let Some(first) = message.bundles.first() else { return Ok(()) };
+                let Some(first) = message.bundles.first() else {
+                    return Ok(());
+                };
                 let group = PlacementGroupId::from_binary(&first.placement_group_id)?;
                 self.gcs.prepared.insert((group, message.attempt), correlation);
-                self.step(Event::PrepareBundles { group, bundles: message.bundles, attempt: message.attempt });
+                self.step(Event::PrepareBundles {
+                    group,
+                    bundles: message.bundles,
+                    attempt: message.attempt,
+                });
             }
             kinds::COMMIT_BUNDLES => {
                 let message: CommitBundles = ray_wire::decode("CommitBundles", header)?;
                 let group = PlacementGroupId::from_binary(&message.placement_group_id)?;
                 self.gcs.committed.insert((group, message.attempt), correlation);
-                self.step(Event::CommitBundles { group, attempt: message.attempt });
+                self.step(Event::CommitBundles {
+                    group,
+                    attempt: message.attempt,
+                });
             }
             kinds::RETURN_BUNDLES => {
                 let message: ReturnBundles = ray_wire::decode("ReturnBundles", header)?;
                 let group = PlacementGroupId::from_binary(&message.placement_group_id)?;
                 self.gcs.prepared.retain(|(other, _), _| *other != group);
                 self.gcs.committed.retain(|(other, _), _| *other != group);
-                self.step(Event::ReturnBundles { group, indices: message.indices });
+                self.step(Event::ReturnBundles {
+                    group,
+                    indices: message.indices,
+                });
             }
             kinds::WORKER_DEATH_NOTICE => {
                 let died: WorkerDied = ray_wire::decode("WorkerDied", header)?;
@@ -299,7 +338,10 @@ impl Node {
                 let message: DrainNode = ray_wire::decode("DrainNode", header)?;
                 eprintln!("raylet: this node drains: {}", message.reason);
                 if message.deadline_ms > 0 {
-                    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+                    let now_ms = SystemTime::now()
+                        .duration_since(UNIX_EPOCH)
+                        .unwrap_or_default()
+                        .as_millis() as u64;
                     self.at(message.deadline_ms.saturating_sub(now_ms), Timer::LeaveAfterDrain);
                 }
                 self.step(Event::Drain);
@@ -331,11 +373,19 @@ impl Node {
         for message in message.superseded {
             self.step(Event::KillActorWorker { message });
         }
-        for job in message.finished_jobs.iter().filter_map(|job| JobId::from_binary(job).ok()) {
+        for job in message
+            .finished_jobs
+            .iter()
+            .filter_map(|job| JobId::from_binary(job).ok())
+        {
             self.job_is_over(job);
         }
-        let again: Vec<(u64, Bytes, Bytes)> =
-            self.gcs.pending.iter().map(|(id, pending)| (*id, pending.header.clone(), pending.payload.clone())).collect();
+        let again: Vec<(u64, Bytes, Bytes)> = self
+            .gcs
+            .pending
+            .iter()
+            .map(|(id, pending)| (*id, pending.header.clone(), pending.payload.clone()))
+            .collect();
         for (correlation, header, payload) in again {
             self.send_request(correlation, header, payload);
         }
@@ -410,28 +460,55 @@ impl Node {
         self.gcs.next_correlation += 1;
         let correlation = self.gcs.next_correlation;
         let header = ray_wire::encode(request);
-        self.gcs.pending.insert(correlation, Pending { asker, header: header.clone(), payload: payload.clone() });
+        self.gcs.pending.insert(
+            correlation,
+            Pending {
+                asker,
+                header: header.clone(),
+                payload: payload.clone(),
+            },
+        );
         self.send_request(correlation, header, payload);
     }
 
     fn send_request(&mut self, correlation: u64, header: Bytes, payload: Bytes) {
-        let Some(link) = self.gcs.link.clone().filter(|_| self.gcs.registered) else { return };
+        let Some(link) = self.gcs.link.clone().filter(|_| self.gcs.registered) else {
+            return;
+        };
         let payload = if payload.is_empty() { vec![] } else { vec![payload] };
-        if let Err(error @ RpcError::FrameTooLarge { .. }) = link.send(kinds::GCS_REQUEST, correlation, header, &payload) {
+        if let Err(error @ RpcError::FrameTooLarge { .. }) =
+            link.send(kinds::GCS_REQUEST, correlation, header, &payload)
+        {
             if let Some(pending) = self.gcs.pending.remove(&correlation) {
-                let reply = GcsReply { error: error.to_string(), error_kind: ray_wire::GCS_ERROR_INVALID, ..Default::default() };
+                let reply = GcsReply {
+                    error: error.to_string(),
+                    error_kind: ray_wire::GCS_ERROR_INVALID,
+                    ..Default::default()
+                };
                 self.answer(pending.asker, ray_wire::encode(&reply), Bytes::new());
             }
         }
     }
 
     /// A process asks the control plane through this raylet.
-    pub(super) fn relay_gcs_request(&mut self, link: &Arc<Link>, worker: WorkerId, correlation: u64, header: Bytes, payload: Bytes) -> Result<(), String> {
+    pub(super) fn relay_gcs_request(
+        &mut self,
+        link: &Arc<Link>,
+        worker: WorkerId,
+        correlation: u64,
+        header: Bytes,
+        payload: Bytes,
+    ) -> Result<(), String> {
         let mut request: GcsRequest = ray_wire::decode("GcsRequest", header).map_err(|error| error.to_string())?;
         request.sender = Some(self.address_of(worker));
         match &request.call {
             Some(GcsCall::WatchActor(key)) => {
-                self.gcs.watches.entry(worker).or_default().actors.insert(key.actor_id.clone());
+                self.gcs
+                    .watches
+                    .entry(worker)
+                    .or_default()
+                    .actors
+                    .insert(key.actor_id.clone());
             }
             Some(GcsCall::UnwatchActor(key)) => {
                 if let Some(watches) = self.gcs.watches.get_mut(&worker) {
@@ -439,11 +516,19 @@ impl Node {
                 }
             }
             Some(GcsCall::Subscribe(subscribe)) => {
-                self.gcs.watches.entry(worker).or_default().channels.insert(subscribe.channel.clone());
+                self.gcs
+                    .watches
+                    .entry(worker)
+                    .or_default()
+                    .channels
+                    .insert(subscribe.channel.clone());
             }
             _ => {}
         }
-        let asker = Asker::Link { link: link.clone(), correlation };
+        let asker = Asker::Link {
+            link: link.clone(),
+            correlation,
+        };
         self.ask_gcs(asker, &request, payload);
         Ok(())
     }
@@ -462,7 +547,11 @@ impl Node {
                 // A link that closed has nobody behind it who waits.
                 let _ = link.send(kinds::GCS_REPLY, correlation, header, &payload);
             }
-            Asker::AddJob { worker, correlation, config_json } => {
+            Asker::AddJob {
+                worker,
+                correlation,
+                config_json,
+            } => {
                 let number = match ray_wire::decode::<GcsReply>("GcsReply", header) {
                     Ok(reply) if reply.error.is_empty() => {
                         u32::try_from(reply.number).map_err(|_| format!("job number {} is too large", reply.number))
@@ -473,7 +562,9 @@ impl Node {
                 self.job_added(worker, correlation, config_json, number);
             }
             Asker::Group(group) => {
-                let Ok(reply) = ray_wire::decode::<GcsReply>("GcsReply", header) else { return };
+                let Ok(reply) = ray_wire::decode::<GcsReply>("GcsReply", header) else {
+                    return;
+                };
                 let answer: Value = serde_json::from_str(&reply.json).unwrap_or_default();
                 let state = answer.get("state").and_then(Value::as_str).unwrap_or_default();
                 if state == "REMOVED" || reply.error_kind == GCS_ERROR_NOT_FOUND {
@@ -486,39 +577,70 @@ impl Node {
 
     /// A driver registered here: its job begins.
     pub(super) fn add_job(&mut self, worker: WorkerId, correlation: u64, pid: u32, config_json: String) {
-        let add = AddJob { driver: Some(self.address_of(worker)), pid, config_json: config_json.clone(), job_number: 0 };
+        let add = AddJob {
+            driver: Some(self.address_of(worker)),
+            pid,
+            config_json: config_json.clone(),
+            job_number: 0,
+        };
         let request = self.own_request(GcsCall::AddJob(add));
-        if self.gcs.watches.entry(WorkerId::NIL).or_default().channels.insert("logs".into()) {
+        if self
+            .gcs
+            .watches
+            .entry(WorkerId::NIL)
+            .or_default()
+            .channels
+            .insert("logs".into())
+        {
             // What this job's workers print on other nodes comes here.
             let subscribe = self.own_request(GcsCall::Subscribe(ray_wire::Subscribe { channel: "logs".into() }));
             self.ask_gcs(Asker::Nobody, &subscribe, Bytes::new());
         }
-        self.ask_gcs(Asker::AddJob { worker, correlation, config_json }, &request, Bytes::new());
+        self.ask_gcs(
+            Asker::AddJob {
+                worker,
+                correlation,
+                config_json,
+            },
+            &request,
+            Bytes::new(),
+        );
     }
 
     /// A driver left.
     pub(super) fn finish_job(&mut self, job: JobId) {
-        let request = self.own_request(GcsCall::FinishJob(JobKey { job_id: ray_wire::id_bytes(job.as_bytes()) }));
+        let request = self.own_request(GcsCall::FinishJob(JobKey {
+            job_id: ray_wire::id_bytes(job.as_bytes()),
+        }));
         self.ask_gcs(Asker::FinishJob, &request, Bytes::new());
     }
 
     /// Asks whether a placement group exists still.
     pub(super) fn ask_placement_group(&mut self, group: PlacementGroupId) {
         let query = serde_json::json!({ "method": "placement_group", "placement_group_id": group.to_string() });
-        let mut request = self.own_request(GcsCall::Query(JsonQuery { query_json: query.to_string() }));
+        let mut request = self.own_request(GcsCall::Query(JsonQuery {
+            query_json: query.to_string(),
+        }));
         request.request_id = 0;
         self.ask_gcs(Asker::Group(group), &request, Bytes::new());
     }
 
     /// Something for the subscribers of a channel.
     pub(super) fn publish_on(&mut self, channel: &str, json: String) {
-        let publish = ray_wire::Publish { channel: channel.into(), json };
+        let publish = ray_wire::Publish {
+            channel: channel.into(),
+            json,
+        };
         let request = self.own_request(GcsCall::Publish(publish));
         self.ask_gcs(Asker::Nobody, &request, Bytes::new());
     }
 
     fn own_request(&self, call: GcsCall) -> GcsRequest {
-        GcsRequest { request_id: random_request_id(), sender: Some(self.address.clone()), call: Some(call) }
+        GcsRequest {
+            request_id: random_request_id(),
+            sender: Some(self.address.clone()),
+            call: Some(call),
+        }
     }
 
     fn publish(&mut self, header: Bytes, payload: Bytes) -> Result<(), ray_wire::WireError> {
@@ -530,9 +652,18 @@ impl Node {
             None => watches.channels.contains(&publication.channel),
         };
         let subscribers: Vec<WorkerId> = if publication.subscribers.is_empty() {
-            self.gcs.watches.iter().filter(|(_, watches)| wants(watches)).map(|(worker, _)| *worker).collect()
+            self.gcs
+                .watches
+                .iter()
+                .filter(|(_, watches)| wants(watches))
+                .map(|(worker, _)| *worker)
+                .collect()
         } else {
-            publication.subscribers.iter().filter_map(|id| WorkerId::from_binary(id).ok()).collect()
+            publication
+                .subscribers
+                .iter()
+                .filter_map(|id| WorkerId::from_binary(id).ok())
+                .collect()
         };
         let payload = if payload.is_empty() { vec![] } else { vec![payload] };
         for worker in subscribers {
@@ -553,7 +684,11 @@ impl Node {
         let now = self.now();
         let mut report = self.scheduler.resource_report();
         let idle = self.scheduler.is_idle() && self.jobs.drivers.is_empty();
-        self.gcs.idle_since_ms = if idle { self.gcs.idle_since_ms.or(Some(now)) } else { None };
+        self.gcs.idle_since_ms = if idle {
+            self.gcs.idle_since_ms.or(Some(now))
+        } else {
+            None
+        };
         report.placements_seen = self.gcs.placements_seen;
         if self.gcs.last_report.as_ref() == Some(&report) {
             return;
@@ -570,19 +705,29 @@ impl Node {
     pub(super) fn answer_actor(&mut self, message: ray_wire::ActorCreated) {
         let key = (message.actor_id.clone(), message.incarnation);
         let correlation = self.gcs.placements.remove(&key).unwrap_or(0);
-        self.gcs.send(kinds::ACTOR_CREATED, correlation, ray_wire::encode(&message));
+        self.gcs
+            .send(kinds::ACTOR_CREATED, correlation, ray_wire::encode(&message));
     }
 
     pub(super) fn answer_prepared(&mut self, group: PlacementGroupId, attempt: u64, success: bool) {
         let correlation = self.gcs.prepared.remove(&(group, attempt)).unwrap_or(0);
-        let message = BundlesPrepared { placement_group_id: ray_wire::id_bytes(group.as_bytes()), attempt, success };
-        self.gcs.send(kinds::BUNDLES_PREPARED, correlation, ray_wire::encode(&message));
+        let message = BundlesPrepared {
+            placement_group_id: ray_wire::id_bytes(group.as_bytes()),
+            attempt,
+            success,
+        };
+        self.gcs
+            .send(kinds::BUNDLES_PREPARED, correlation, ray_wire::encode(&message));
     }
 
     pub(super) fn answer_committed(&mut self, group: PlacementGroupId, attempt: u64) {
         let correlation = self.gcs.committed.remove(&(group, attempt)).unwrap_or(0);
-        let message = BundlesCommitted { placement_group_id: ray_wire::id_bytes(group.as_bytes()), attempt };
-        self.gcs.send(kinds::BUNDLES_COMMITTED, correlation, ray_wire::encode(&message));
+        let message = BundlesCommitted {
+            placement_group_id: ray_wire::id_bytes(group.as_bytes()),
+            attempt,
+        };
+        self.gcs
+            .send(kinds::BUNDLES_COMMITTED, correlation, ray_wire::encode(&message));
     }
 
     /// Tells the control plane of a death; one that happened while it was away is told when it is back.
@@ -597,7 +742,12 @@ impl Node {
     pub(super) fn report_driver_death(&mut self, worker: WorkerId, job: JobId, cause: DeathCause) {
         let worker = Some(self.address_of(worker));
         let driver_job_id = ray_wire::id_bytes(job.as_bytes());
-        self.report_death(WorkerDeathReport { worker, cause: Some(cause), driver_job_id, ..Default::default() });
+        self.report_death(WorkerDeathReport {
+            worker,
+            cause: Some(cause),
+            driver_job_id,
+            ..Default::default()
+        });
     }
 
     /// A process elsewhere died: who watches it hears of it, and what it owned here goes.

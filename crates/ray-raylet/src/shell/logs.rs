@@ -57,7 +57,12 @@ impl Logs {
         let fail = |error: rustix::io::Errno| RayletError::io(format!("watch {}", directory.display()), error);
         let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).map_err(fail)?;
         inotify::add_watch(&inotify, directory, inotify::WatchFlags::MODIFY).map_err(fail)?;
-        Ok(Self { directory: directory.to_path_buf(), inotify, files: FxHashMap::default(), changed: FxHashSet::default() })
+        Ok(Self {
+            directory: directory.to_path_buf(),
+            inotify,
+            files: FxHashMap::default(),
+            changed: FxHashSet::default(),
+        })
     }
 
     /// To be watched for readability.
@@ -71,7 +76,15 @@ impl Logs {
         for (suffix, is_error) in [("out", false), ("err", true)] {
             let name = OsString::from(format!("worker-{}-{job}-{pid}.{suffix}", worker.hex()));
             let path = self.directory.join(&name);
-            let file = Followed { worker, pid, path, is_error, read: 0, partial: Vec::new(), name: String::new() };
+            let file = Followed {
+                worker,
+                pid,
+                path,
+                is_error,
+                read: 0,
+                partial: Vec::new(),
+                name: String::new(),
+            };
             // It may have printed before it was known.
             self.changed.insert(name.clone());
             self.files.insert(name, file);
@@ -106,8 +119,12 @@ impl Logs {
         let mut all = Vec::new();
         let mut more = false;
         for name in std::mem::take(&mut self.changed) {
-            let Some(file) = self.files.get_mut(&name) else { continue };
-            let Ok(bytes) = read_from(&file.path, file.read, limit_bytes) else { continue };
+            let Some(file) = self.files.get_mut(&name) else {
+                continue;
+            };
+            let Ok(bytes) = read_from(&file.path, file.read, limit_bytes) else {
+                continue;
+            };
             if bytes.is_empty() {
                 continue;
             }
@@ -151,7 +168,8 @@ fn read_from(path: &Path, from: u64, limit_bytes: u64) -> std::io::Result<Vec<u8
 
 /// The name that a line sets for those after it.
 fn name_line(line: &str) -> Option<&str> {
-    line.strip_prefix(":actor_name:").or_else(|| line.strip_prefix(":task_name:"))
+    line.strip_prefix(":actor_name:")
+        .or_else(|| line.strip_prefix(":task_name:"))
 }
 
 fn take_lines(file: &mut Followed, all: &mut Vec<NewLines>) {
@@ -159,7 +177,13 @@ fn take_lines(file: &mut Followed, all: &mut Vec<NewLines>) {
     let mut flush = |name: &str, lines: &mut Vec<String>| {
         if !lines.is_empty() {
             let (worker, pid, is_error) = (file.worker, file.pid, file.is_error);
-            all.push(NewLines { worker, pid, name: name.to_string(), is_error, lines: std::mem::take(lines) });
+            all.push(NewLines {
+                worker,
+                pid,
+                name: name.to_string(),
+                is_error,
+                lines: std::mem::take(lines),
+            });
         }
     };
     let mut start = 0;
@@ -192,7 +216,9 @@ impl Node {
     pub(super) fn read_logs(&mut self) {
         let (all, more) = self.logs.read(self.limits.log_batch_bytes);
         for new in all {
-            let Some(job) = self.processes.get(&new.worker).and_then(|process| process.job) else { continue };
+            let Some(job) = self.processes.get(&new.worker).and_then(|process| process.job) else {
+                continue;
+            };
             let message = LogLines {
                 pid: new.pid,
                 name: new.name,
@@ -213,8 +239,12 @@ impl Node {
 
     /// Lines from another node, for a driver here.
     pub(super) fn logs_from_elsewhere(&mut self, json: &str) {
-        let Some(message) = serde_json::from_str(json).ok().and_then(|json| log_from_json(&json)) else { return };
-        let driver = JobId::from_binary(&message.job_id).ok().and_then(|job| self.jobs().drivers.get(&job).copied());
+        let Some(message) = serde_json::from_str(json).ok().and_then(|json| log_from_json(&json)) else {
+            return;
+        };
+        let driver = JobId::from_binary(&message.job_id)
+            .ok()
+            .and_then(|job| self.jobs().drivers.get(&job).copied());
         if let Some(driver) = driver {
             self.send_to(&driver, kinds::LOG_LINES, 0, ray_wire::encode(&message));
         }
@@ -231,7 +261,11 @@ fn log_json(message: &LogLines) -> String {
 
 fn log_from_json(json: &serde_json::Value) -> Option<LogLines> {
     let text = |name: &str| json.get(name).and_then(|value| value.as_str()).map(str::to_string);
-    let lines = json.get("lines")?.as_array()?.iter().filter_map(|line| line.as_str().map(str::to_string));
+    let lines = json
+        .get("lines")?
+        .as_array()?
+        .iter()
+        .filter_map(|line| line.as_str().map(str::to_string));
     Some(LogLines {
         pid: u32::try_from(json.get("pid")?.as_u64()?).ok()?,
         name: text("name")?,

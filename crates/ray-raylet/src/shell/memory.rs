@@ -17,9 +17,7 @@ use ray_ids::{ObjectId, WorkerId};
 use ray_rpc::{CloseReason, Frame, Link};
 use ray_store::{ClientSlot, EvictOutcome, Extent, LocalPurpose, Role, StoreError, StoreEvent};
 use ray_wire::layout::StoredLayout;
-use ray_wire::{
-    kinds, CancelFetch, ExtentInfo, ExtentLent, FetchObject, FreeObjects, RequestExtent, ReturnExtents,
-};
+use ray_wire::{kinds, CancelFetch, ExtentInfo, ExtentLent, FetchObject, FreeObjects, RequestExtent, ReturnExtents};
 use serde_json::{json, Value};
 use std::sync::Arc;
 
@@ -36,7 +34,9 @@ const PREPARED_HERE_BYTES: u64 = 1 << 20;
 /// How an attempt to give room ended.
 enum Attempt {
     Done,
-    Full { needed: u64 },
+    Full {
+        needed: u64,
+    },
     /// Another buffer of the same object is about to go.
     Later,
 }
@@ -46,7 +46,10 @@ fn wire<M: prost::Message + Default>(name: &'static str, frame: &Frame) -> Resul
 }
 
 fn object_ids(bytes: &[u8]) -> Vec<ObjectId> {
-    bytes.chunks(ObjectId::SIZE).filter_map(|id| ObjectId::from_binary(id).ok()).collect()
+    bytes
+        .chunks(ObjectId::SIZE)
+        .filter_map(|id| ObjectId::from_binary(id).ok())
+        .collect()
 }
 
 impl Node {
@@ -73,7 +76,11 @@ impl Node {
                 let message: ReturnExtents = wire("ReturnExtents", &frame)?;
                 let slot = slot(self)?;
                 for extent in message.extents {
-                    let extent = Extent { offset: extent.offset, len: extent.length, reserved: extent.reserved };
+                    let extent = Extent {
+                        offset: extent.offset,
+                        len: extent.length,
+                        reserved: extent.reserved,
+                    };
                     self.store.give_back(slot, extent).map_err(|error| error.to_string())?;
                 }
                 self.serve_room();
@@ -94,7 +101,11 @@ impl Node {
                 if let (LinkRole::Unknown, true) = (role, worker.is_nil()) {
                     return Err("it asked for an object before it registered".into());
                 }
-                let locations = message.locations.iter().filter_map(|address| address.node().ok()).collect();
+                let locations = message
+                    .locations
+                    .iter()
+                    .filter_map(|address| address.node().ok())
+                    .collect();
                 let waiter = self.add_waiter(link, frame.correlation, object, WaiterKind::Fetch);
                 self.want_object(object, waiter, locations);
             }
@@ -124,7 +135,9 @@ impl Node {
                 StoreEvent::Rejected { slot, reason } => {
                     let broken = self.processes.values().find(|process| process.slot == Some(slot));
                     if let Some(link) = broken.and_then(|process| process.link.clone()) {
-                        link.close(CloseReason::local(format!("its ring of the object store is broken: {reason}")));
+                        link.close(CloseReason::local(format!(
+                            "its ring of the object store is broken: {reason}"
+                        )));
                     }
                 }
             }
@@ -146,12 +159,16 @@ impl Node {
             self.spiller.remove(file);
         }
         if let Some(waiters) = self.restoring.remove(object) {
-            self.room.retain(|purpose| *purpose != RoomFor::Restore { object: *object });
+            self.room
+                .retain(|purpose| *purpose != RoomFor::Restore { object: *object });
             for waiter in waiters {
                 self.tell_failed(waiter, *object, reason, Vec::new(), false);
             }
         }
-        self.step_pulls(PullEvent::Freed { object: *object, reason: reason.into() });
+        self.step_pulls(PullEvent::Freed {
+            object: *object,
+            reason: reason.into(),
+        });
     }
 
     pub(super) fn free_objects(&mut self, objects: &[ObjectId], reason: &str) {
@@ -175,7 +192,8 @@ impl Node {
         if let Err(error) = self.store.forget_client(slot) {
             eprintln!("raylet: {error}");
         }
-        self.room.retain(|purpose| !matches!(purpose, RoomFor::Extent { process, .. } if *process == worker));
+        self.room
+            .retain(|purpose| !matches!(purpose, RoomFor::Extent { process, .. } if *process == worker));
         self.owner_of_objects_died(worker);
         self.serve_room();
     }
@@ -198,14 +216,25 @@ impl Node {
             );
             return self.answer_extent(worker, correlation, Err(error));
         }
-        self.room.push(RoomFor::Extent { process: worker, correlation }, bytes, self.now());
+        self.room.push(
+            RoomFor::Extent {
+                process: worker,
+                correlation,
+            },
+            bytes,
+            self.now(),
+        );
         self.serve_room();
     }
 
     fn answer_extent(&self, worker: WorkerId, correlation: u64, result: Result<Extent, String>) {
         let answer = match result {
             Ok(extent) => ExtentLent {
-                extent: Some(ExtentInfo { offset: extent.offset, length: extent.len, reserved: extent.reserved }),
+                extent: Some(ExtentInfo {
+                    offset: extent.offset,
+                    length: extent.len,
+                    reserved: extent.reserved,
+                }),
                 error: String::new(),
             },
             Err(error) => ExtentLent { extent: None, error },
@@ -292,7 +321,8 @@ impl Node {
                     },
                 }
             }
-            RoomFor::Transfer { object } => match self.store.create_local(object, wanted.bytes, LocalPurpose::Transfer) {
+            RoomFor::Transfer { object } => match self.store.create_local(object, wanted.bytes, LocalPurpose::Transfer)
+            {
                 Ok(buffer) if wanted.bytes <= PREPARED_HERE_BYTES => self.buffer_made(object, buffer, None),
                 Ok(buffer) => self.spiller.prepare(object, buffer),
                 Err(StoreError::AlreadyExists { .. }) if self.store.contains(&object) => self.object_is_here(object),
@@ -303,7 +333,9 @@ impl Node {
                 },
             },
             RoomFor::Restore { object } => {
-                let Some(location) = self.spilled.location(&object) else { return Attempt::Done };
+                let Some(location) = self.spilled.location(&object) else {
+                    return Attempt::Done;
+                };
                 match self.store.create_local(object, wanted.bytes, LocalPurpose::Restore) {
                     Ok(buffer) => self.spiller.read(object, location, buffer),
                     Err(StoreError::AlreadyExists { .. }) if self.store.contains(&object) => self.restored(object),
@@ -333,7 +365,9 @@ impl Node {
         let mut bytes = 0;
         for object in &candidates {
             // What is on disk already only needs to go from memory; no more of it than is needed.
-            let Some(location) = self.spilled.location(object).filter(|_| bytes < needed) else { continue };
+            let Some(location) = self.spilled.location(object).filter(|_| bytes < needed) else {
+                continue;
+            };
             if self.store.try_evict(object) == EvictOutcome::Evicted {
                 bytes += location.length;
                 dropped = true;
@@ -346,7 +380,10 @@ impl Node {
             return false;
         }
         if let Some((file, chosen)) = self.spilled.begin(&candidates) {
-            let objects = chosen.iter().filter_map(|object| Some((*object, self.store.read(object)?))).collect();
+            let objects = chosen
+                .iter()
+                .filter_map(|object| Some((*object, self.store.read(object)?)))
+                .collect();
             self.spiller.write(file, objects);
         }
         false
@@ -391,7 +428,12 @@ impl Node {
                         self.room.progress(now);
                     }
                 }
-                Done::Read { object, location, buffer, error } => self.restore_read(object, location, buffer, error),
+                Done::Read {
+                    object,
+                    location,
+                    buffer,
+                    error,
+                } => self.restore_read(object, location, buffer, error),
                 Done::Prepared { object, buffer, error } => {
                     self.buffer_made(object, buffer, error);
                     self.run_later();
@@ -452,13 +494,21 @@ impl Node {
             let waiters = self.restoring.entry(object).or_default();
             waiters.push(waiter);
             if waiters.len() == 1 {
-                self.room.push(RoomFor::Restore { object }, location.length, self.start.elapsed().as_millis() as u64);
+                self.room.push(
+                    RoomFor::Restore { object },
+                    location.length,
+                    self.start.elapsed().as_millis() as u64,
+                );
             }
             return self.serve_room();
         }
         // This node itself is no holder, whatever is said.
         let locations = locations.into_iter().filter(|node| *node != self.node_id).collect();
-        self.step_pulls(PullEvent::Fetch { object, waiter, locations });
+        self.step_pulls(PullEvent::Fetch {
+            object,
+            waiter,
+            locations,
+        });
     }
 
     fn full_error(&mut self, wanted: &Wanted) -> String {
@@ -488,8 +538,14 @@ impl Node {
         }
         text.push_str("\nOwners of the most bytes:");
         for (owner, objects, bytes) in self.owners.table().into_iter().take(10) {
-            let pid = self.processes.get(&owner).map_or_else(|| "elsewhere".to_string(), |p| format!("pid {}", p.pid));
-            text.push_str(&format!("\n  {} ({pid}): {objects} object(s), {bytes} bytes", &owner.hex()[..12]));
+            let pid = self
+                .processes
+                .get(&owner)
+                .map_or_else(|| "elsewhere".to_string(), |p| format!("pid {}", p.pid));
+            text.push_str(&format!(
+                "\n  {} ({pid}): {objects} object(s), {bytes} bytes",
+                &owner.hex()[..12]
+            ));
         }
         text
     }

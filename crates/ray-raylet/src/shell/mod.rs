@@ -90,7 +90,10 @@ pub fn run(config: RayletConfig) -> Result<(), RayletError> {
     let signals = signals::Signals::block()?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|error| RayletError::io("become the reaper of orphaned workers", error))?;
-    let rpc = ray_rpc::Config { spin_us: 0, ..Default::default() };
+    let rpc = ray_rpc::Config {
+        spin_us: 0,
+        ..Default::default()
+    };
     let reactor = Reactor::new(rpc)?;
     let node = Node::new(config, reactor.clone(), signals)?;
     let shell = Arc::new(Shell { node: Mutex::new(node) });

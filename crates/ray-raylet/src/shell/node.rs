@@ -141,7 +141,9 @@ pub struct Node {
 }
 
 fn file_name_of(session_directory: &std::path::Path) -> String {
-    session_directory.file_name().map_or_else(|| "session".into(), |name| name.to_string_lossy().into_owned())
+    session_directory
+        .file_name()
+        .map_or_else(|| "session".into(), |name| name.to_string_lossy().into_owned())
 }
 
 impl Node {
@@ -153,7 +155,9 @@ impl Node {
             None => NodeId::from_random(),
         };
         if config.gcs_socket.is_none() && config.gcs_address.is_none() {
-            return Err(RayletError::Config("it names neither gcs_socket nor gcs_address".into()));
+            return Err(RayletError::Config(
+                "it names neither gcs_socket nor gcs_address".into(),
+            ));
         }
         let token = AuthToken::new(config.auth_token.clone().into_bytes())?;
         let session = config.session_directory.clone();
@@ -163,10 +167,16 @@ impl Node {
             std::fs::create_dir_all(directory)
                 .map_err(|error| RayletError::io(format!("make {}", directory.display()), error))?;
         }
-        let socket_path = config.socket_path.clone().unwrap_or_else(|| sockets.join(format!("raylet-{}", node_id.hex())));
+        let socket_path = config
+            .socket_path
+            .clone()
+            .unwrap_or_else(|| sockets.join(format!("raylet-{}", node_id.hex())));
         let session_name = file_name_of(&session);
         let units = UnitResources::default();
-        let total = ResourceSet::from_user(config.resources.iter().map(|(name, value)| (name.as_str(), *value)), &units)?;
+        let total = ResourceSet::from_user(
+            config.resources.iter().map(|(name, value)| (name.as_str(), *value)),
+            &units,
+        )?;
         let cpus = total.get(&ray_sched::ResourceName::CPU).whole_units().max(0) as usize;
         let or = |value: u64, default: usize| if value == 0 { default } else { value as usize };
         let scheduler_limits = SchedulerLimits {
@@ -181,7 +191,18 @@ impl Node {
         };
         let mut seed = [0_u8; 28];
         seed.copy_from_slice(NodeId::from_random().as_bytes());
-        let word = |at: usize| u64::from_le_bytes([seed[at], seed[at + 1], seed[at + 2], seed[at + 3], seed[at + 4], seed[at + 5], seed[at + 6], seed[at + 7]]);
+        let word = |at: usize| {
+            u64::from_le_bytes([
+                seed[at],
+                seed[at + 1],
+                seed[at + 2],
+                seed[at + 3],
+                seed[at + 4],
+                seed[at + 5],
+                seed[at + 6],
+                seed[at + 7],
+            ])
+        };
         let scheduler = LocalScheduler::new(SchedulerConfig {
             node_id,
             total: total.clone(),
@@ -272,7 +293,12 @@ impl Node {
         })
     }
 
-    fn make_store(config: &RayletConfig, limits: &Limits, session: &str, short: &str) -> Result<StoreServer, RayletError> {
+    fn make_store(
+        config: &RayletConfig,
+        limits: &Limits,
+        session: &str,
+        short: &str,
+    ) -> Result<StoreServer, RayletError> {
         let capacity_bytes = config.object_store_memory_bytes;
         let path = match &config.store_path {
             Some(path) => path.clone(),
@@ -312,10 +338,13 @@ impl Node {
             .map_err(|error| RayletError::io(format!("resolve {}", self.config.host), error))?
             .next()
             .ok_or_else(|| RayletError::Config(format!("host {} has no address", self.config.host)))?;
-        let bound = self.reactor.listen_tcp(address, Target::raylet(self.node_id), self.token.clone())?;
+        let bound = self
+            .reactor
+            .listen_tcp(address, Target::raylet(self.node_id), self.token.clone())?;
         self.address.port = u32::from(bound.port());
         self.reactor.set_hello(ray_wire::encode(&self.address).to_vec());
-        self.reactor.watch_descriptor(self.signals.descriptor(), TOKEN_SIGNALS)?;
+        self.reactor
+            .watch_descriptor(self.signals.descriptor(), TOKEN_SIGNALS)?;
         self.reactor.watch_descriptor(self.logs.descriptor(), TOKEN_LOGS)?;
         if let Some(descriptor) = self.config.parent_fd {
             // SAFETY: whoever started the raylet left this descriptor open for it.
@@ -385,7 +414,11 @@ impl Node {
         if self.pulls.next_tick().is_some_and(|at| at <= now) {
             self.step_pulls(PullEvent::Tick);
         }
-        if self.scheduler.next_tick(now.saturating_sub(1)).is_some_and(|at| at <= now) {
+        if self
+            .scheduler
+            .next_tick(now.saturating_sub(1))
+            .is_some_and(|at| at <= now)
+        {
             self.step(Event::Tick);
         }
     }
@@ -405,7 +438,9 @@ impl Node {
                 }
             }
             TOKEN_PARENT => {
-                let Some(descriptor) = self.config.parent_fd else { return };
+                let Some(descriptor) = self.config.parent_fd else {
+                    return;
+                };
                 let mut buffer = [0; 64];
                 // SAFETY: as in start.
                 let read = rustix::io::read(unsafe { BorrowedFd::borrow_raw(descriptor) }, &mut buffer);
@@ -454,7 +489,10 @@ impl Node {
         }
         let hello: Option<Address> = ray_wire::decode("hello", Bytes::copy_from_slice(peer_hello)).ok();
         let remote = matches!(link.peer(), ray_rpc::Peer::Tcp { .. });
-        let role = match hello.as_ref().and_then(|hello| Some((hello.node().ok()?, hello.worker().ok()?))) {
+        let role = match hello
+            .as_ref()
+            .and_then(|hello| Some((hello.node().ok()?, hello.worker().ok()?)))
+        {
             Some((node, worker)) if remote && worker.is_nil() => LinkRole::Raylet(node),
             Some((node, worker)) if remote && !worker.is_nil() => {
                 self.owner_nodes.insert(worker, node);
@@ -471,13 +509,19 @@ impl Node {
         if self.gcs.is_link(link.id()) {
             return self.gcs_lost(&reason.sentence);
         }
-        let Some((_, role)) = self.links.remove(&link.id()) else { return };
+        let Some((_, role)) = self.links.remove(&link.id()) else {
+            return;
+        };
         self.watchers.forget_link(link.id());
         self.cancel_waiters(|waiter| waiter.link.id() == link.id());
         match role {
             LinkRole::Process(worker) => self.process_link_closed(worker, &reason.sentence),
             LinkRole::Remote(worker) => {
-                if self.remote_owners.get(&worker).is_some_and(|known| known.id() == link.id()) {
+                if self
+                    .remote_owners
+                    .get(&worker)
+                    .is_some_and(|known| known.id() == link.id())
+                {
                     self.remote_owners.remove(&worker);
                     self.step(Event::OwnerGone { process: worker });
                 }
@@ -492,13 +536,19 @@ impl Node {
         let wanted = if target.process == Target::GCS_PROCESS {
             self.gcs.link()
         } else {
-            self.processes.get(&target.process).and_then(|process| process.link.clone())
+            self.processes
+                .get(&target.process)
+                .and_then(|process| process.link.clone())
         };
         // Dropping the socket closes it, which is an answer: the peer learns that nobody is there.
         let Some(link) = wanted else { return };
         let peer = rustix::net::getpeername(&socket).ok().flatten();
-        let peer = peer.and_then(|address| SocketAddr::try_from(address).ok()).map(|address| address.to_string());
-        let header = ray_wire::encode(&HandOver { peer: peer.unwrap_or_default() });
+        let peer = peer
+            .and_then(|address| SocketAddr::try_from(address).ok())
+            .map(|address| address.to_string());
+        let header = ray_wire::encode(&HandOver {
+            peer: peer.unwrap_or_default(),
+        });
         if let Err(error) = link.send_with_descriptor(kinds::HAND_OVER, 0, header, socket) {
             eprintln!("raylet: a connection for {target} could not be handed over: {error}");
         }
@@ -512,7 +562,11 @@ impl Node {
         if self.gcs.is_link(link.id()) {
             return self.on_gcs_frame(frame);
         }
-        let role = self.links.entry(link.id()).or_insert((link.clone(), LinkRole::Unknown)).1;
+        let role = self
+            .links
+            .entry(link.id())
+            .or_insert((link.clone(), LinkRole::Unknown))
+            .1;
         if let Err(problem) = self.on_process_frame(link, role, frame) {
             link.close(CloseReason::new(ray_rpc::CloseCause::Protocol, problem));
         }
@@ -538,7 +592,9 @@ impl Node {
     pub(super) fn sample_activity(&mut self) {
         let (mut idle, mut busy) = (Vec::new(), Vec::new());
         for (lease, worker, first_sequence) in self.scheduler.active_leases() {
-            let Some(index) = self.processes.get(&worker).and_then(|process| process.evidence) else { continue };
+            let Some(index) = self.processes.get(&worker).and_then(|process| process.evidence) else {
+                continue;
+            };
             let (finished, started) = (self.evidence.finished(index), self.evidence.started(index));
             if finished < first_sequence {
                 // It says nothing, or nothing was pushed to it yet.
@@ -560,13 +616,21 @@ impl Node {
     pub(super) fn report_soon(&mut self) {
         if !self.has_timer(Timer::Report) {
             let since = self.now().saturating_sub(self.gcs.last_report_ms);
-            self.at(self.limits.resource_report_interval_ms.saturating_sub(since).max(1), Timer::Report);
+            self.at(
+                self.limits.resource_report_interval_ms.saturating_sub(since).max(1),
+                Timer::Report,
+            );
         }
     }
 
     /// Leaves nothing behind.
     pub fn shut_down(&mut self) {
-        let pids: Vec<u32> = self.processes.values().filter(|process| process.is_child()).map(|process| process.pid).collect();
+        let pids: Vec<u32> = self
+            .processes
+            .values()
+            .filter(|process| process.is_child())
+            .map(|process| process.pid)
+            .collect();
         for pid in pids.into_iter().filter(|pid| *pid != 0) {
             signals::kill_group(pid);
         }

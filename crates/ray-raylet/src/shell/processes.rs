@@ -9,10 +9,10 @@
 //! 1. A process that is not a child keeps its slot of the store until it has truly ended.
 //! 2. A death is told once to the scheduler, the control plane and those who watch.
 
+use super::node::TOKEN_ZYGOTE;
 use super::node::{LinkRole, Node, Timer, TOKEN_PID};
 use super::signals::{self, ChildExit};
 use super::zygote::{Zygote, ZygoteEvent};
-use super::node::TOKEN_ZYGOTE;
 use crate::types::{death, Event};
 use bytes::Bytes;
 use ray_ids::{JobId, WorkerId};
@@ -80,7 +80,10 @@ impl Watchers {
         if let Some(died) = self.dead.get(&worker) {
             return Some(died.clone());
         }
-        self.waiting.entry(worker).or_default().push((link.clone(), correlation));
+        self.waiting
+            .entry(worker)
+            .or_default()
+            .push((link.clone(), correlation));
         None
     }
 
@@ -138,8 +141,12 @@ impl Node {
             failure: None,
         };
         let environment: serde_json::Value = serde_json::from_str(&runtime_env_json).unwrap_or_default();
-        let mut env: serde_json::Map<String, serde_json::Value> =
-            self.config.worker_env.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+        let mut env: serde_json::Map<String, serde_json::Value> = self
+            .config
+            .worker_env
+            .iter()
+            .map(|(key, value)| (key.clone(), json!(value)))
+            .collect();
         if let Some(variables) = environment.get("env_vars").and_then(|variables| variables.as_object()) {
             env.extend(variables.clone());
         }
@@ -183,7 +190,9 @@ impl Node {
         let zygote = Zygote::start(&self.zygote_command);
         match zygote {
             Ok(mut zygote) => {
-                let watched = self.reactor.watch_descriptor(zygote.descriptor(), TOKEN_ZYGOTE + self.zygote_starts);
+                let watched = self
+                    .reactor
+                    .watch_descriptor(zygote.descriptor(), TOKEN_ZYGOTE + self.zygote_starts);
                 if let Err(error) = watched {
                     return self.stop(Some(error.into()));
                 }
@@ -231,12 +240,24 @@ impl Node {
         signals::kill_group(zygote.pid);
         self.zygote_failures += 1;
         self.zygote_backlog.extend(zygote.unanswered);
-        let delay_ms = if self.zygote_failures <= 1 { 0 } else { 200 << self.zygote_failures.min(5) };
-        eprintln!("raylet: the zygote (pid {}) ended; another is started in {delay_ms} ms", zygote.pid);
+        let delay_ms = if self.zygote_failures <= 1 {
+            0
+        } else {
+            200 << self.zygote_failures.min(5)
+        };
+        eprintln!(
+            "raylet: the zygote (pid {}) ended; another is started in {delay_ms} ms",
+            zygote.pid
+        );
         if self.zygote_failures > 3 {
-            let tail = self.logs.tail_of(&self.log_directory.join("zygote.err"), self.limits.log_tail_lines as usize);
+            let tail = self.logs.tail_of(
+                &self.log_directory.join("zygote.err"),
+                self.limits.log_tail_lines as usize,
+            );
             for (token, _) in std::mem::take(&mut self.zygote_backlog) {
-                let Some(worker) = self.tokens.get(&token).copied() else { continue };
+                let Some(worker) = self.tokens.get(&token).copied() else {
+                    continue;
+                };
                 if let Some(process) = self.processes.get_mut(&worker) {
                     process.failure = Some(format!("the zygote that forks workers does not start:\n{tail}"));
                     process.exit = Some(None);
@@ -248,8 +269,12 @@ impl Node {
     }
 
     fn worker_forked(&mut self, token: u64, pid: u32) {
-        let Some(worker) = self.tokens.get(&token).copied() else { return signals::kill_group(pid) };
-        let Some(process) = self.processes.get_mut(&worker) else { return };
+        let Some(worker) = self.tokens.get(&token).copied() else {
+            return signals::kill_group(pid);
+        };
+        let Some(process) = self.processes.get_mut(&worker) else {
+            return;
+        };
         process.pid = pid;
         let killed = process.kill_cause.is_some();
         let job = process.job;
@@ -262,7 +287,9 @@ impl Node {
 
     /// A child of this process, or of the zygote, ended.
     pub(super) fn child_ended(&mut self, exit: ChildExit) {
-        let Some(worker) = self.pids.get(&exit.pid).copied() else { return };
+        let Some(worker) = self.pids.get(&exit.pid).copied() else {
+            return;
+        };
         if let Some(process) = self.processes.get_mut(&worker) {
             process.exit = Some(Some(exit.status));
         }
@@ -273,7 +300,9 @@ impl Node {
     pub(super) fn watched_pid_ended(&mut self, token: u64) {
         self.reactor.unwatch_descriptor(token);
         let pid = (token ^ TOKEN_PID) as u32;
-        let Some(worker) = self.pids.get(&pid).copied() else { return };
+        let Some(worker) = self.pids.get(&pid).copied() else {
+            return;
+        };
         if let Some(process) = self.processes.get_mut(&worker) {
             process.exit.get_or_insert(None);
         }
@@ -281,7 +310,9 @@ impl Node {
     }
 
     pub(super) fn process_link_closed(&mut self, worker: WorkerId, sentence: &str) {
-        let Some(process) = self.processes.get_mut(&worker) else { return };
+        let Some(process) = self.processes.get_mut(&worker) else {
+            return;
+        };
         process.link = None;
         process.link_closed = true;
         if process.role == ROLE_DRIVER {
@@ -292,7 +323,9 @@ impl Node {
 
     /// Ends a process once both its link and its exit say so; else gives what is missing a moment.
     fn end_if_over(&mut self, worker: WorkerId) {
-        let Some(process) = self.processes.get(&worker) else { return };
+        let Some(process) = self.processes.get(&worker) else {
+            return;
+        };
         let link_done = process.link_closed || !process.registered;
         match (link_done, process.exit) {
             (true, Some(_)) => self.process_ended(worker),
@@ -309,7 +342,9 @@ impl Node {
 
     /// The other half of a process's end did not come in time.
     pub(super) fn process_end_overdue(&mut self, worker: WorkerId) {
-        let Some(process) = self.processes.get_mut(&worker) else { return };
+        let Some(process) = self.processes.get_mut(&worker) else {
+            return;
+        };
         if process.exit.is_some() {
             // Dead, yet its link is open: a process that it forked holds the socket. What it says is not the worker's.
             if let Some(link) = process.link.take() {
@@ -319,7 +354,9 @@ impl Node {
             return self.process_ended(worker);
         }
         let pid = process.pid;
-        process.kill_cause.get_or_insert_with(|| death(DEATH_CRASHED, "its link to the raylet closed and it did not end"));
+        process
+            .kill_cause
+            .get_or_insert_with(|| death(DEATH_CRASHED, "its link to the raylet closed and it did not end"));
         if pid != 0 {
             signals::kill_group(pid);
         }
@@ -339,7 +376,9 @@ impl Node {
 
     fn process_ended(&mut self, worker: WorkerId) {
         self.cancel_timer(Timer::ProcessEnd(worker));
-        let Some(process) = self.processes.remove(&worker) else { return };
+        let Some(process) = self.processes.remove(&worker) else {
+            return;
+        };
         self.pids.remove(&process.pid);
         self.tokens.remove(&process.startup_token);
         self.reactor.unwatch_descriptor(TOKEN_PID | u64::from(process.pid));
@@ -359,13 +398,20 @@ impl Node {
         self.logs.remove_worker(&worker);
         self.gcs.forget_process(&worker);
         self.step(Event::OwnerGone { process: worker });
-        self.step(Event::WorkerGone { worker, cause: cause.clone(), started_sequence: started });
+        self.step(Event::WorkerGone {
+            worker,
+            cause: cause.clone(),
+            started_sequence: started,
+        });
         self.tell_death(worker, cause);
     }
 
     /// Tells those of this node who watch.
     pub(super) fn tell_death(&mut self, worker: WorkerId, cause: DeathCause) {
-        let died = WorkerDied { worker: Some(self.address_of(worker)), cause: Some(cause) };
+        let died = WorkerDied {
+            worker: Some(self.address_of(worker)),
+            cause: Some(cause),
+        };
         let header = ray_wire::encode(&died);
         for (link, correlation) in self.watchers.died(worker, died, self.limits.deaths_remembered) {
             let _ = link.send(kinds::WORKER_DIED, correlation, header.clone(), &[]);
@@ -387,7 +433,11 @@ impl Node {
         let mut cause = if let Some(cause) = &process.kill_cause {
             cause.clone()
         } else if let Some(failure) = &process.failure {
-            let kind = if process.runtime_env_json.is_empty() { DEATH_CRASHED } else { DEATH_RUNTIME_ENV };
+            let kind = if process.runtime_env_json.is_empty() {
+                DEATH_CRASHED
+            } else {
+                DEATH_RUNTIME_ENV
+            };
             death(kind, failure.clone())
         } else if let Some(cause) = &process.exit_cause {
             cause.clone()
@@ -416,7 +466,13 @@ impl Node {
         let alive = std::path::Path::new(&format!("/proc/{pid}")).exists();
         let cause = DeathCause {
             pid,
-            ..death(DEATH_INTENDED, format!("the driver (pid {pid}) left{}: {sentence}", if alive { "" } else { " and ended" }))
+            ..death(
+                DEATH_INTENDED,
+                format!(
+                    "the driver (pid {pid}) left{}: {sentence}",
+                    if alive { "" } else { " and ended" }
+                ),
+            )
         };
         if let Some(job) = job {
             self.jobs.drivers.remove(&job);
@@ -435,19 +491,31 @@ impl Node {
 
     /// Watches for the end of a process that is no child. False if it has ended.
     fn watch_pid(&mut self, pid: u32) -> bool {
-        let Some(number) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else { return false };
+        let Some(number) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else {
+            return false;
+        };
         let Ok(descriptor) = rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty()) else {
             return false;
         };
         use std::os::fd::AsFd;
-        self.reactor.watch_descriptor(descriptor.as_fd(), TOKEN_PID | u64::from(pid)).is_ok()
+        self.reactor
+            .watch_descriptor(descriptor.as_fd(), TOKEN_PID | u64::from(pid))
+            .is_ok()
     }
 
     /// The first frame of a process.
-    pub(super) fn register_process(&mut self, link: &Arc<Link>, correlation: u64, message: RegisterProcess) -> Result<(), String> {
+    pub(super) fn register_process(
+        &mut self,
+        link: &Arc<Link>,
+        correlation: u64,
+        message: RegisterProcess,
+    ) -> Result<(), String> {
         let worker = WorkerId::from_binary(&message.worker_id).map_err(|error| error.to_string())?;
         let refuse = |refusal: String| {
-            let welcome = Welcome { refusal: refusal.clone(), ..Default::default() };
+            let welcome = Welcome {
+                refusal: refusal.clone(),
+                ..Default::default()
+            };
             let _ = link.send(kinds::WELCOME, correlation, ray_wire::encode(&welcome), &[]);
             Err(refusal)
         };
@@ -464,8 +532,14 @@ impl Node {
                 Ok(())
             }
             ROLE_WORKER => {
-                let Some(process) = self.processes.get_mut(&worker).filter(|p| p.startup_token == message.startup_token) else {
-                    return refuse(format!("worker {worker} was not started by this raylet, or it took too long"));
+                let Some(process) = self
+                    .processes
+                    .get_mut(&worker)
+                    .filter(|p| p.startup_token == message.startup_token)
+                else {
+                    return refuse(format!(
+                        "worker {worker} was not started by this raylet, or it took too long"
+                    ));
                 };
                 if process.registered || (process.pid != 0 && process.pid != pid && process.pid != message.pid) {
                     return refuse(format!("worker {worker} is registered already, by pid {}", process.pid));
@@ -485,7 +559,11 @@ impl Node {
                     Ok(slot) => slot,
                     Err(error) => return refuse(error.to_string()),
                 };
-                let job = self.processes.get(&worker).and_then(|process| process.job).unwrap_or(JobId::NIL);
+                let job = self
+                    .processes
+                    .get(&worker)
+                    .and_then(|process| process.job)
+                    .unwrap_or(JobId::NIL);
                 if let Some(process) = self.processes.get_mut(&worker) {
                     process.slot = Some(slot);
                 }
@@ -545,7 +623,13 @@ impl Node {
     }
 
     /// The control plane gave a driver its job.
-    pub(super) fn job_added(&mut self, worker: WorkerId, correlation: u64, config_json: String, number: Result<u32, String>) {
+    pub(super) fn job_added(
+        &mut self,
+        worker: WorkerId,
+        correlation: u64,
+        config_json: String,
+        number: Result<u32, String>,
+    ) {
         let Some(link) = self.processes.get(&worker).and_then(|process| process.link.clone()) else {
             if let Ok(number) = number {
                 // The driver left before its job began.
@@ -554,7 +638,10 @@ impl Node {
             return;
         };
         let refuse = |refusal: String| {
-            let welcome = Welcome { refusal: refusal.clone(), ..Default::default() };
+            let welcome = Welcome {
+                refusal: refusal.clone(),
+                ..Default::default()
+            };
             let _ = link.send(kinds::WELCOME, correlation, ray_wire::encode(&welcome), &[]);
             link.close(CloseReason::local(refusal));
         };
@@ -600,21 +687,30 @@ impl Node {
         Welcome {
             address: Some(self.address_of(worker)),
             job_id: ray_wire::id_bytes(job.as_bytes()),
-            store_path: slot.map(|_| path_text(self.store.path().to_path_buf())).unwrap_or_default(),
+            store_path: slot
+                .map(|_| path_text(self.store.path().to_path_buf()))
+                .unwrap_or_default(),
             store_slot: slot.map_or(0, |slot| slot.number),
             store_slot_generation: slot.map_or(0, |slot| u64::from(slot.generation)),
             session_directory: path_text(self.config.session_directory.clone()),
             details_json: details.to_string(),
             first_extent: first_extent
                 .filter(|extent| extent.len > 0)
-                .map(|extent| ray_wire::ExtentInfo { offset: extent.offset, length: extent.len, reserved: extent.reserved }),
+                .map(|extent| ray_wire::ExtentInfo {
+                    offset: extent.offset,
+                    length: extent.len,
+                    reserved: extent.reserved,
+                }),
             refusal: String::new(),
         }
     }
 
     /// The address of a process of this node.
     pub(super) fn address_of(&self, worker: WorkerId) -> Address {
-        Address { worker_id: Bytes::copy_from_slice(worker.as_bytes()), ..self.address.clone() }
+        Address {
+            worker_id: Bytes::copy_from_slice(worker.as_bytes()),
+            ..self.address.clone()
+        }
     }
 }
 

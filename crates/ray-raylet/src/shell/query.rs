@@ -13,15 +13,25 @@ use std::sync::Arc;
 impl Node {
     pub(super) fn answer_query(&mut self, link: &Arc<Link>, correlation: u64, query_json: &str) {
         let answer = match self.query(query_json) {
-            Ok(answer) => NodeAnswer { answer_json: answer.to_string(), error: String::new() },
-            Err(error) => NodeAnswer { answer_json: String::new(), error },
+            Ok(answer) => NodeAnswer {
+                answer_json: answer.to_string(),
+                error: String::new(),
+            },
+            Err(error) => NodeAnswer {
+                answer_json: String::new(),
+                error,
+            },
         };
         let _ = link.send(kinds::NODE_ANSWER, correlation, ray_wire::encode(&answer), &[]);
     }
 
     fn query(&mut self, query_json: &str) -> Result<Value, String> {
-        let query: Value = serde_json::from_str(query_json).map_err(|error| format!("the query is not JSON: {error}"))?;
-        let method = query.get("method").and_then(Value::as_str).ok_or("the query has no method")?;
+        let query: Value =
+            serde_json::from_str(query_json).map_err(|error| format!("the query is not JSON: {error}"))?;
+        let method = query
+            .get("method")
+            .and_then(Value::as_str)
+            .ok_or("the query has no method")?;
         match method {
             "leases" => Ok(self.scheduler.describe_leases(self.now())),
             "workers" => Ok(self.describe_workers()),
@@ -45,7 +55,10 @@ impl Node {
     fn describe_workers(&self) -> Value {
         let mut workers = self.scheduler.describe_workers();
         for worker in &mut workers {
-            let id = worker.get("worker_id").and_then(Value::as_str).and_then(|hex| ray_ids::WorkerId::from_hex(hex).ok());
+            let id = worker
+                .get("worker_id")
+                .and_then(Value::as_str)
+                .and_then(|hex| ray_ids::WorkerId::from_hex(hex).ok());
             if let (Some(process), Some(fields)) = (id.and_then(|id| self.processes.get(&id)), worker.as_object_mut()) {
                 fields.insert("pid".into(), json!(process.pid));
                 fields.insert("node_id".into(), json!(self.node_id.hex()));
@@ -69,7 +82,9 @@ impl Node {
             .flatten()
             .filter_map(|entry| {
                 let metadata = entry.metadata().ok()?;
-                metadata.is_file().then(|| json!({ "name": entry.file_name().to_string_lossy(), "bytes": metadata.len() }))
+                metadata
+                    .is_file()
+                    .then(|| json!({ "name": entry.file_name().to_string_lossy(), "bytes": metadata.len() }))
             })
             .collect();
         logs.sort_by_key(|log| log["name"].to_string());
@@ -77,7 +92,10 @@ impl Node {
     }
 
     fn log_tail(&self, query: &Value) -> Result<Value, String> {
-        let name = query.get("name").and_then(Value::as_str).ok_or("log_tail needs the name of a log")?;
+        let name = query
+            .get("name")
+            .and_then(Value::as_str)
+            .ok_or("log_tail needs the name of a log")?;
         if name.contains('/') || name == ".." || name == "." {
             return Err(format!("{name:?} is not the name of a file in the log directory"));
         }

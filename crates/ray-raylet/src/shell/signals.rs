@@ -39,7 +39,10 @@ impl Signals {
             if descriptor < 0 {
                 return Err(failed("open a descriptor for signals"));
             }
-            Ok(Self { descriptor: OwnedFd::from_raw_fd(descriptor), before })
+            Ok(Self {
+                descriptor: OwnedFd::from_raw_fd(descriptor),
+                before,
+            })
         }
     }
 
@@ -89,7 +92,10 @@ pub fn reap_one() -> Option<ChildExit> {
         if libc::waitpid(pid, &mut status, libc::WNOHANG) != pid {
             return None;
         }
-        Some(ChildExit { pid: pid as u32, status })
+        Some(ChildExit {
+            pid: pid as u32,
+            status,
+        })
     }
 }
 
@@ -110,5 +116,11 @@ pub fn kill_group(pid: u32) {
 pub fn children() -> Vec<u32> {
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
-    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()).collect()
+    lists
+        .flat_map(|list| {
+            list.split_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+                .collect::<Vec<u32>>()
+        })
+        .collect()
 }

@@ -26,18 +26,41 @@ const RECORD_HEADER_BYTES: u64 = 64;
 const MAGIC: [u8; 8] = *b"HELISPL1";
 
 enum Job {
-    Write { file: FileId, objects: Vec<(ObjectId, StoredObject)> },
-    Read { object: ObjectId, location: Location, buffer: LocalBuffer },
-    Prepare { object: ObjectId, buffer: LocalBuffer },
+    Write {
+        file: FileId,
+        objects: Vec<(ObjectId, StoredObject)>,
+    },
+    Read {
+        object: ObjectId,
+        location: Location,
+        buffer: LocalBuffer,
+    },
+    Prepare {
+        object: ObjectId,
+        buffer: LocalBuffer,
+    },
     Remove(FileId),
 }
 
 /// What the thread did.
 pub enum Done {
-    Written { file: FileId, results: Vec<(ObjectId, Location)>, error: Option<String> },
-    Read { object: ObjectId, location: Location, buffer: LocalBuffer, error: Option<String> },
+    Written {
+        file: FileId,
+        results: Vec<(ObjectId, Location)>,
+        error: Option<String>,
+    },
+    Read {
+        object: ObjectId,
+        location: Location,
+        buffer: LocalBuffer,
+        error: Option<String>,
+    },
     /// The buffer's pages have their memory, or there is none.
-    Prepared { object: ObjectId, buffer: LocalBuffer, error: Option<String> },
+    Prepared {
+        object: ObjectId,
+        buffer: LocalBuffer,
+        error: Option<String>,
+    },
 }
 
 /// The thread and its directory.
@@ -68,7 +91,13 @@ impl Spiller {
             .name("spill".into())
             .spawn(move || work(&at, &todo, &finished, &reactor, &stop))
             .map_err(|error| RayletError::io("start the spill thread", error))?;
-        Ok(Self { directory: directory.to_path_buf(), jobs: Some(jobs), done, thread: Some(thread), stopping })
+        Ok(Self {
+            directory: directory.to_path_buf(),
+            jobs: Some(jobs),
+            done,
+            thread: Some(thread),
+            stopping,
+        })
     }
 
     fn ask(&self, job: Job) {
@@ -85,7 +114,11 @@ impl Spiller {
 
     /// Has an object read.
     pub fn read(&self, object: ObjectId, location: Location, buffer: LocalBuffer) {
-        self.ask(Job::Read { object, location, buffer });
+        self.ask(Job::Read {
+            object,
+            location,
+            buffer,
+        });
     }
 
     /// Has the pages of a big buffer given their memory, which takes long.
@@ -129,19 +162,37 @@ fn work(directory: &Path, todo: &Receiver<Job>, finished: &Sender<Done>, reactor
             Job::Write { file, objects } => {
                 let path = path_of(directory, file);
                 match write_file(&path, file, &objects) {
-                    Ok(results) => Done::Written { file, results, error: None },
+                    Ok(results) => Done::Written {
+                        file,
+                        results,
+                        error: None,
+                    },
                     Err(error) => {
                         let _ = std::fs::remove_file(&path);
                         let error = Some(format!("{} could not be written: {error}", path.display()));
-                        Done::Written { file, results: Vec::new(), error }
+                        Done::Written {
+                            file,
+                            results: Vec::new(),
+                            error,
+                        }
                     }
                 }
             }
-            Job::Read { object, location, mut buffer } => {
+            Job::Read {
+                object,
+                location,
+                mut buffer,
+            } => {
                 let path = path_of(directory, location.file);
                 let error = read_object(&path, &object, &location, &mut buffer).err();
-                let error = error.map(|error| format!("{object} could not be restored from {}: {error}", path.display()));
-                Done::Read { object, location, buffer, error }
+                let error =
+                    error.map(|error| format!("{object} could not be restored from {}: {error}", path.display()));
+                Done::Read {
+                    object,
+                    location,
+                    buffer,
+                    error,
+                }
             }
             Job::Prepare { object, mut buffer } => {
                 let error = buffer.writable().err().map(|error| error.to_string());
@@ -169,7 +220,11 @@ fn record_header(object: &ObjectId, location: &Location) -> [u8; RECORD_HEADER_B
     header
 }
 
-fn write_file(path: &Path, file: FileId, objects: &[(ObjectId, StoredObject)]) -> std::io::Result<Vec<(ObjectId, Location)>> {
+fn write_file(
+    path: &Path,
+    file: FileId,
+    objects: &[(ObjectId, StoredObject)],
+) -> std::io::Result<Vec<(ObjectId, Location)>> {
     let mut target = File::options().write(true).create_new(true).open(path)?;
     let mut results = Vec::with_capacity(objects.len());
     for (object, bytes) in objects {

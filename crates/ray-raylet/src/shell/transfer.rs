@@ -59,15 +59,31 @@ impl AsRef<[u8]> for Part {
 }
 
 impl Node {
-    pub(super) fn add_waiter(&mut self, link: &Arc<Link>, correlation: u64, object: ObjectId, kind: WaiterKind) -> WaiterId {
+    pub(super) fn add_waiter(
+        &mut self,
+        link: &Arc<Link>,
+        correlation: u64,
+        object: ObjectId,
+        kind: WaiterKind,
+    ) -> WaiterId {
         self.next_waiter += 1;
-        let waiter = Waiter { link: link.clone(), correlation, object, kind };
+        let waiter = Waiter {
+            link: link.clone(),
+            correlation,
+            object,
+            kind,
+        };
         self.waiters.insert(self.next_waiter, waiter);
         self.next_waiter
     }
 
     pub(super) fn cancel_waiters(&mut self, which: impl Fn(&Waiter) -> bool) {
-        let ids: Vec<WaiterId> = self.waiters.iter().filter(|(_, waiter)| which(waiter)).map(|(id, _)| *id).collect();
+        let ids: Vec<WaiterId> = self
+            .waiters
+            .iter()
+            .filter(|(_, waiter)| which(waiter))
+            .map(|(id, _)| *id)
+            .collect();
         for id in ids {
             self.waiters.remove(&id);
             // A restore goes on without waiters: it is nearly done, and the next reader is glad of it.
@@ -79,11 +95,18 @@ impl Node {
     }
 
     pub(super) fn tell_local(&mut self, waiter: WaiterId, object: ObjectId, transferred: bool) {
-        let Some(waiter) = self.waiters.remove(&waiter) else { return };
+        let Some(waiter) = self.waiters.remove(&waiter) else {
+            return;
+        };
         match waiter.kind {
             WaiterKind::Fetch => {
-                let message = ObjectLocal { object_id: ray_wire::id_bytes(object.as_bytes()), transferred };
-                let _ = waiter.link.send(kinds::OBJECT_LOCAL, waiter.correlation, ray_wire::encode(&message), &[]);
+                let message = ObjectLocal {
+                    object_id: ray_wire::id_bytes(object.as_bytes()),
+                    transferred,
+                };
+                let _ = waiter
+                    .link
+                    .send(kinds::OBJECT_LOCAL, waiter.correlation, ray_wire::encode(&message), &[]);
             }
             WaiterKind::Serve { offset, length } => {
                 self.send_chunk(&waiter.link, waiter.correlation, object, offset, length);
@@ -91,19 +114,43 @@ impl Node {
         }
     }
 
-    pub(super) fn tell_failed(&mut self, waiter: WaiterId, object: ObjectId, reason: &str, absent: Vec<NodeId>, store_full: bool) {
-        let Some(waiter) = self.waiters.remove(&waiter) else { return };
+    pub(super) fn tell_failed(
+        &mut self,
+        waiter: WaiterId,
+        object: ObjectId,
+        reason: &str,
+        absent: Vec<NodeId>,
+        store_full: bool,
+    ) {
+        let Some(waiter) = self.waiters.remove(&waiter) else {
+            return;
+        };
         let object_id = ray_wire::id_bytes(object.as_bytes());
         match waiter.kind {
             WaiterKind::Fetch => {
                 let absent_nodes = absent.iter().map(|node| ray_wire::id_bytes(node.as_bytes())).collect();
-                let message = FetchFailed { object_id, reason: reason.into(), absent_nodes, store_full };
-                let _ = waiter.link.send(kinds::FETCH_FAILED, waiter.correlation, ray_wire::encode(&message), &[]);
+                let message = FetchFailed {
+                    object_id,
+                    reason: reason.into(),
+                    absent_nodes,
+                    store_full,
+                };
+                let _ = waiter
+                    .link
+                    .send(kinds::FETCH_FAILED, waiter.correlation, ray_wire::encode(&message), &[]);
             }
             WaiterKind::Serve { offset, .. } => {
                 let absent = !store_full;
-                let message = ObjectChunk { object_id, offset, error: reason.into(), absent, ..Default::default() };
-                let _ = waiter.link.send(kinds::OBJECT_CHUNK, waiter.correlation, ray_wire::encode(&message), &[]);
+                let message = ObjectChunk {
+                    object_id,
+                    offset,
+                    error: reason.into(),
+                    absent,
+                    ..Default::default()
+                };
+                let _ = waiter
+                    .link
+                    .send(kinds::OBJECT_CHUNK, waiter.correlation, ray_wire::encode(&message), &[]);
             }
         }
     }
@@ -115,13 +162,21 @@ impl Node {
         let object = ObjectId::from_binary(&message.object_id).map_err(|error| error.to_string())?;
         if link.queued_bytes() > QUEUED_LIMIT_BYTES {
             let error = "too much waits to be sent to this node".to_string();
-            let message = ObjectChunk { object_id: message.object_id, offset: message.offset, error, ..Default::default() };
+            let message = ObjectChunk {
+                object_id: message.object_id,
+                offset: message.offset,
+                error,
+                ..Default::default()
+            };
             let _ = link.send(kinds::OBJECT_CHUNK, frame.correlation, ray_wire::encode(&message), &[]);
             return Ok(());
         }
         self.drain_store();
         if !self.store.contains(&object) && self.spilled.location(&object).is_some() {
-            let kind = WaiterKind::Serve { offset: message.offset, length: message.length };
+            let kind = WaiterKind::Serve {
+                offset: message.offset,
+                length: message.length,
+            };
             let waiter = self.add_waiter(link, frame.correlation, object, kind);
             self.want_object(object, waiter, Vec::new());
         } else {
@@ -132,7 +187,11 @@ impl Node {
 
     fn send_chunk(&mut self, link: &Arc<Link>, correlation: u64, object: ObjectId, offset: u64, length: u64) {
         let object_id = ray_wire::id_bytes(object.as_bytes());
-        let mut message = ObjectChunk { object_id, offset, ..Default::default() };
+        let mut message = ObjectChunk {
+            object_id,
+            offset,
+            ..Default::default()
+        };
         let mut payload = Vec::new();
         match self.store.read(&object) {
             None => {
@@ -145,7 +204,11 @@ impl Node {
                 let length = usize::try_from(length.min(self.limits.object_chunk_bytes.max(1))).unwrap_or(usize::MAX);
                 let end = start.saturating_add(length).min(total);
                 message.total_bytes = total as u64;
-                payload.push(Bytes::from_owner(Part { object: stored, start, end }));
+                payload.push(Bytes::from_owner(Part {
+                    object: stored,
+                    start,
+                    end,
+                }));
             }
         }
         let _ = link.send(kinds::OBJECT_CHUNK, correlation, ray_wire::encode(&message), &payload);
@@ -154,16 +217,30 @@ impl Node {
     /// Another raylet answered.
     pub(super) fn chunk_arrived(&mut self, frame: Frame) -> Result<(), String> {
         let message: ObjectChunk = ray_wire::decode("ObjectChunk", frame.header).map_err(|error| error.to_string())?;
-        let Some(asked) = self.asked_chunks.remove(&frame.correlation) else { return Ok(()) };
+        let Some(asked) = self.asked_chunks.remove(&frame.correlation) else {
+            return Ok(());
+        };
         let (object, node, offset) = (asked.object, asked.node, asked.offset);
         if message.absent || !message.error.is_empty() {
             let (absent, reason) = (message.absent, message.error);
-            self.step_pulls(PullEvent::ChunkFailed { object, node, offset, absent, reason });
+            self.step_pulls(PullEvent::ChunkFailed {
+                object,
+                node,
+                offset,
+                absent,
+                reason,
+            });
             return Ok(());
         }
         let length = frame.payload.len() as u64;
         self.arriving = Some(frame.payload);
-        self.step_pulls(PullEvent::Chunk { object, node, offset, length, total_bytes: message.total_bytes });
+        self.step_pulls(PullEvent::Chunk {
+            object,
+            node,
+            offset,
+            length,
+            total_bytes: message.total_bytes,
+        });
         self.arriving = None;
         Ok(())
     }
@@ -174,9 +251,15 @@ impl Node {
         let commands = self.pulls.step(event, now);
         for command in commands {
             match command {
-                PullCommand::Ask { object, node, offset, length } => self.ask_chunk(object, node, offset, length),
+                PullCommand::Ask {
+                    object,
+                    node,
+                    offset,
+                    length,
+                } => self.ask_chunk(object, node, offset, length),
                 PullCommand::MakeBuffer { object, total_bytes } => {
-                    self.held_chunks.insert(object, self.arriving.clone().unwrap_or_default());
+                    self.held_chunks
+                        .insert(object, self.arriving.clone().unwrap_or_default());
                     let capacity = self.store.ledger().capacity;
                     if total_bytes > capacity {
                         self.held_chunks.remove(&object);
@@ -201,8 +284,18 @@ impl Node {
                         self.store.abort(buffer);
                     }
                 }
-                PullCommand::Arrived { waiter, object, transferred } => self.tell_local(waiter, object, transferred),
-                PullCommand::Failed { waiter, object, reason, absent, store_full } => {
+                PullCommand::Arrived {
+                    waiter,
+                    object,
+                    transferred,
+                } => self.tell_local(waiter, object, transferred),
+                PullCommand::Failed {
+                    waiter,
+                    object,
+                    reason,
+                    absent,
+                    store_full,
+                } => {
                     self.tell_failed(waiter, object, &reason, absent, store_full);
                 }
             }
@@ -217,7 +310,9 @@ impl Node {
     }
 
     fn seal_pulled(&mut self, object: ObjectId) {
-        let Some(mut buffer) = self.buffers.remove(&object) else { return };
+        let Some(mut buffer) = self.buffers.remove(&object) else {
+            return;
+        };
         // Clients tag what they publish with its format, which its header repeats.
         let mut format = 0;
         if let Ok(bytes) = buffer.writable() {
@@ -267,7 +362,13 @@ impl Node {
     }
 
     fn ask_chunk(&mut self, object: ObjectId, node: NodeId, offset: u64, length: u64) {
-        let failed = |reason: String, absent: bool| PullEvent::ChunkFailed { object, node, offset, absent, reason };
+        let failed = |reason: String, absent: bool| PullEvent::ChunkFailed {
+            object,
+            node,
+            offset,
+            absent,
+            reason,
+        };
         let link = match self.peer_link(node) {
             Ok(link) => link,
             Err((reason, absent)) => {
@@ -276,10 +377,15 @@ impl Node {
             }
         };
         self.next_chunk += 1;
-        let message = PullChunk { object_id: ray_wire::id_bytes(object.as_bytes()), offset, length };
+        let message = PullChunk {
+            object_id: ray_wire::id_bytes(object.as_bytes()),
+            offset,
+            length,
+        };
         match link.send(kinds::PULL_CHUNK, self.next_chunk, ray_wire::encode(&message), &[]) {
             Ok(()) => {
-                self.asked_chunks.insert(self.next_chunk, AskedChunk { object, node, offset });
+                self.asked_chunks
+                    .insert(self.next_chunk, AskedChunk { object, node, offset });
             }
             Err(error) => {
                 self.later.push_back(failed(error.to_string(), false));
@@ -326,7 +432,12 @@ impl Node {
         }
         self.asked_chunks.retain(|_, asked| asked.node != node);
         self.step_pulls(PullEvent::NodeGone { node, dead: true });
-        let owners: Vec<_> = self.owner_nodes.iter().filter(|(_, at)| **at == node).map(|(owner, _)| *owner).collect();
+        let owners: Vec<_> = self
+            .owner_nodes
+            .iter()
+            .filter(|(_, at)| **at == node)
+            .map(|(owner, _)| *owner)
+            .collect();
         for owner in owners {
             self.owner_nodes.remove(&owner);
             self.owner_of_objects_died(owner);
@@ -338,7 +449,9 @@ fn write_at(buffer: &mut LocalBuffer, offset: u64, bytes: &[u8]) -> Result<(), S
     let start = offset as usize;
     let target = buffer.writable().map_err(|error| error.to_string())?;
     // The pulls let only chunks through that lie inside the object.
-    let target = target.get_mut(start..start + bytes.len()).ok_or("a chunk lies outside its object")?;
+    let target = target
+        .get_mut(start..start + bytes.len())
+        .ok_or("a chunk lies outside its object")?;
     target.copy_from_slice(bytes);
     Ok(())
 }

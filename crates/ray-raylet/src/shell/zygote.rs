@@ -31,9 +31,18 @@ pub struct ZygoteCommand {
 #[derive(Debug, PartialEq)]
 pub enum ZygoteEvent {
     Ready,
-    Forked { token: u64, pid: u32 },
-    ForkFailed { token: u64, error: String },
-    Exited { pid: u32, status: i32 },
+    Forked {
+        token: u64,
+        pid: u32,
+    },
+    ForkFailed {
+        token: u64,
+        error: String,
+    },
+    Exited {
+        pid: u32,
+        status: i32,
+    },
     /// End-of-file or garbage.
     Gone,
 }
@@ -53,7 +62,8 @@ impl Zygote {
     /// Starts one. It is a child of this process and is reaped by whoever reaps children.
     pub fn start(command: &ZygoteCommand) -> Result<Self, RayletError> {
         let fail = |error: rustix::io::Errno| RayletError::io("make the zygote's socket", error);
-        let (own, child) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(fail)?;
+        let (own, child) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(fail)?;
         let log = |suffix: &str| open_log(&command.log_directory.join(format!("zygote.{suffix}")));
         let program = format!(
             "import sys; sys.path[:0] = {}; from ray._private.zygote import main; main()",
@@ -62,7 +72,9 @@ impl Zygote {
         let descriptor = child.as_raw_fd();
         let mut process = Command::new(&command.python);
         process.arg("-E").arg("-c").arg(program).envs(&command.environment);
-        process.env("HELIOSTAT_ZYGOTE_FD", descriptor.to_string()).stdin(Stdio::null());
+        process
+            .env("HELIOSTAT_ZYGOTE_FD", descriptor.to_string())
+            .stdin(Stdio::null());
         process.stdout(log("out")?).stderr(log("err")?);
         // A group of its own, so that a terminal's signals to the driver do not reach it.
         process.process_group(0);
@@ -149,8 +161,13 @@ impl Zygote {
                 events.push(ZygoteEvent::Gone);
                 return events;
             }
-            let Some(message) = self.received.get(4..4 + length) else { break };
-            match serde_json::from_slice::<Value>(message).ok().and_then(|message| self.read_event(&message)) {
+            let Some(message) = self.received.get(4..4 + length) else {
+                break;
+            };
+            match serde_json::from_slice::<Value>(message)
+                .ok()
+                .and_then(|message| self.read_event(&message))
+            {
                 Some(event) => events.push(event),
                 None => events.push(ZygoteEvent::Gone),
             }
@@ -173,16 +190,25 @@ impl Zygote {
             "forked" => {
                 let token = number("token")?;
                 self.unanswered.remove(&token);
-                ZygoteEvent::Forked { token, pid: u32::try_from(number("pid")?).ok()? }
+                ZygoteEvent::Forked {
+                    token,
+                    pid: u32::try_from(number("pid")?).ok()?,
+                }
             }
             "fork_failed" => {
                 let token = number("token")?;
                 self.unanswered.remove(&token);
-                ZygoteEvent::ForkFailed { token, error: body.get("error")?.as_str()?.to_string() }
+                ZygoteEvent::ForkFailed {
+                    token,
+                    error: body.get("error")?.as_str()?.to_string(),
+                }
             }
             "exited" => {
                 let status = i32::try_from(body.get("status")?.as_i64()?).ok()?;
-                ZygoteEvent::Exited { pid: u32::try_from(number("pid")?).ok()?, status }
+                ZygoteEvent::Exited {
+                    pid: u32::try_from(number("pid")?).ok()?,
+                    status,
+                }
             }
             _ => return None,
         })
@@ -192,5 +218,7 @@ impl Zygote {
 /// A log file of a daemon's child, appended to.
 pub fn open_log(path: &Path) -> Result<Stdio, RayletError> {
     let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
-    Ok(file.map_err(|error| RayletError::io(format!("open {}", path.display()), error))?.into())
+    Ok(file
+        .map_err(|error| RayletError::io(format!("open {}", path.display()), error))?
+        .into())
 }

@@ -42,7 +42,13 @@ impl Service for Inbox {
                 reactor.adopt(socket).unwrap();
             }
         }
-        if self.handler.lock().unwrap().as_ref().is_some_and(|handler| handler(link, &frame)) {
+        if self
+            .handler
+            .lock()
+            .unwrap()
+            .as_ref()
+            .is_some_and(|handler| handler(link, &frame))
+        {
             return;
         }
         self.frames.lock().unwrap().push_back((link.clone(), frame));
@@ -76,7 +82,11 @@ impl Inbox {
     /// The links over which a kind came that nobody has taken.
     pub fn links_of(&self, kind: u16) -> Vec<Arc<Link>> {
         let frames = self.frames.lock().unwrap();
-        frames.iter().filter(|(_, frame)| frame.kind == kind).map(|(link, _)| link.clone()).collect()
+        frames
+            .iter()
+            .filter(|(_, frame)| frame.kind == kind)
+            .map(|(link, _)| link.clone())
+            .collect()
     }
 
     /// The next frame of one of these kinds that fits.
@@ -84,7 +94,10 @@ impl Inbox {
         let deadline = Instant::now() + LIMIT;
         let mut frames = self.frames.lock().unwrap();
         loop {
-            if let Some(at) = frames.iter().position(|(_, frame)| wanted.contains(&frame.kind) && fits(frame)) {
+            if let Some(at) = frames
+                .iter()
+                .position(|(_, frame)| wanted.contains(&frame.kind) && fits(frame))
+            {
                 return frames.remove(at).unwrap();
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -103,7 +116,9 @@ impl Inbox {
     }
 
     pub fn wait_closed(&self, link: u64) {
-        until("the link closes", || self.closed.lock().unwrap().iter().any(|(id, _)| *id == link));
+        until("the link closes", || {
+            self.closed.lock().unwrap().iter().any(|(id, _)| *id == link)
+        });
     }
 }
 
@@ -115,7 +130,11 @@ pub struct Party {
 
 impl Party {
     pub fn new(handler: Option<Handler>) -> Self {
-        let reactor = Reactor::new(Config { spin_us: 0, ..Default::default() }).unwrap();
+        let reactor = Reactor::new(Config {
+            spin_us: 0,
+            ..Default::default()
+        })
+        .unwrap();
         let inbox = Arc::new(Inbox {
             frames: Mutex::default(),
             arrived: Condvar::new(),
@@ -172,7 +191,13 @@ fn gcs_handler(nodes: Arc<Mutex<Vec<ray_wire::NodeInfo>>>) -> Handler {
                     publisher_epoch: 1,
                     ..Default::default()
                 };
-                link.send(kinds::NODE_REGISTERED, frame.correlation, ray_wire::encode(&answer), &[]).unwrap();
+                link.send(
+                    kinds::NODE_REGISTERED,
+                    frame.correlation,
+                    ray_wire::encode(&answer),
+                    &[],
+                )
+                .unwrap();
                 // It is kept too, for tests that look at it.
                 false
             }
@@ -181,10 +206,17 @@ fn gcs_handler(nodes: Arc<Mutex<Vec<ray_wire::NodeInfo>>>) -> Handler {
                 let reply = match request.call {
                     Some(GcsCall::AddJob(_)) => {
                         *jobs.lock().unwrap() += 1;
-                        GcsReply { number: *jobs.lock().unwrap(), ..Default::default() }
+                        GcsReply {
+                            number: *jobs.lock().unwrap(),
+                            ..Default::default()
+                        }
                     }
                     Some(GcsCall::KvGet(key)) if key.key.as_ref() == b"slow" => return false,
-                    Some(GcsCall::KvGet(key)) => GcsReply { found: true, value: key.key, ..Default::default() },
+                    Some(GcsCall::KvGet(key)) => GcsReply {
+                        found: true,
+                        value: key.key,
+                        ..Default::default()
+                    },
                     _ => GcsReply::default(),
                 };
                 let _ = link.send(kinds::GCS_REPLY, frame.correlation, ray_wire::encode(&reply), &[]);
@@ -214,7 +246,11 @@ impl Session {
             program.to_str().unwrap()
         );
         std::fs::write(package.join("worker_main.py"), main).unwrap();
-        let mut session = Self { python_path: directory.join("python"), directory, gcs: None };
+        let mut session = Self {
+            python_path: directory.join("python"),
+            directory,
+            gcs: None,
+        };
         session.start_gcs();
         session
     }
@@ -253,7 +289,10 @@ impl Session {
         config["parent_fd"] = parent_read.as_raw_fd().into();
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["roles::raylet_process", "--exact", "--ignored", "--nocapture"]);
-        command.env("TEST_RAYLET", config.to_string()).stdin(Stdio::null()).stdout(Stdio::null());
+        command
+            .env("TEST_RAYLET", config.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         // A raylet has its signals on its only thread; here the harness has another, which must not take them.
         // SAFETY: these functions are async-signal-safe and the set is filled before it is used.
         unsafe {
@@ -270,14 +309,23 @@ impl Session {
         drop(parent_read);
         let socket = self.directory.join(format!("sockets/raylet-{}", node_id.hex()));
         until("the raylet listens", || socket.exists());
-        RayletProcess { child, node_id, socket, session: self.directory.clone(), parent: Some(parent_write) }
+        RayletProcess {
+            child,
+            node_id,
+            socket,
+            session: self.directory.clone(),
+            parent: Some(parent_write),
+        }
     }
 
     /// Files of this session in shared memory.
     pub fn shared_files(&self) -> Vec<String> {
         let prefix = format!("ray-{}", self.directory.file_name().unwrap().to_str().unwrap());
         let entries = std::fs::read_dir("/dev/shm").unwrap().flatten();
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(|name| name.starts_with(&prefix)).collect()
+        entries
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .filter(|name| name.starts_with(&prefix))
+            .collect()
     }
 }
 
@@ -327,11 +375,20 @@ impl RayletProcess {
             startup_token: 0,
             job_config_json: "{\"namespace\": \"n\"}".into(),
         };
-        link.send(kinds::REGISTER_PROCESS, 1, ray_wire::encode(&register), &[]).unwrap();
+        link.send(kinds::REGISTER_PROCESS, 1, ray_wire::encode(&register), &[])
+            .unwrap();
         let welcome: Welcome = party.inbox.wait(kinds::WELCOME);
         assert_eq!(welcome.refusal, "");
         let job = JobId::from_binary(&welcome.job_id).unwrap();
-        Driver { party, link, worker, job, welcome, session: self.session.clone(), next: Mutex::new(100) }
+        Driver {
+            party,
+            link,
+            worker,
+            job,
+            welcome,
+            session: self.session.clone(),
+            next: Mutex::new(100),
+        }
     }
 }
 
@@ -362,24 +419,42 @@ impl Driver {
         let correlation = self.next();
         let specification = LeaseSpecification {
             job_id: Bytes::copy_from_slice(self.job.as_bytes()),
-            resources: vec![ResourceAmount { name: "CPU".into(), amount_e4: (cpus * 10_000.0) as i64 }],
+            resources: vec![ResourceAmount {
+                name: "CPU".into(),
+                amount_e4: (cpus * 10_000.0) as i64,
+            }],
             function_name: "f".into(),
             ..Default::default()
         };
-        let message = RequestLease { specification: Some(specification), backlog: 1, ..Default::default() };
-        self.link.send(kinds::REQUEST_LEASE, correlation, ray_wire::encode(&message), &[]).unwrap();
+        let message = RequestLease {
+            specification: Some(specification),
+            backlog: 1,
+            ..Default::default()
+        };
+        self.link
+            .send(kinds::REQUEST_LEASE, correlation, ray_wire::encode(&message), &[])
+            .unwrap();
         correlation
     }
 
     pub fn lease(&self, cpus: f64) -> LeaseGranted {
         let correlation = self.ask_lease(cpus);
-        let frame = self.party.inbox.wait_for(kinds::LEASE_GRANTED, |frame| frame.correlation == correlation).1;
+        let frame = self
+            .party
+            .inbox
+            .wait_for(kinds::LEASE_GRANTED, |frame| frame.correlation == correlation)
+            .1;
         ray_wire::decode("LeaseGranted", frame.header).unwrap()
     }
 
     pub fn give_back(&self, lease: &LeaseGranted) {
-        let message = ray_wire::ReturnLease { lease_id: lease.lease_id.clone(), worker_exits: false };
-        self.link.send(kinds::RETURN_LEASE, 0, ray_wire::encode(&message), &[]).unwrap();
+        let message = ray_wire::ReturnLease {
+            lease_id: lease.lease_id.clone(),
+            worker_exits: false,
+        };
+        self.link
+            .send(kinds::RETURN_LEASE, 0, ray_wire::encode(&message), &[])
+            .unwrap();
     }
 
     pub fn connect_worker(&self, address: &Address) -> Arc<Link> {
@@ -390,16 +465,29 @@ impl Driver {
     /// Has a worker do something; its answer.
     pub fn command(&self, link: &Arc<Link>, command: serde_json::Value) -> serde_json::Value {
         let correlation = self.next();
-        link.send(KIND_COMMAND, correlation, Bytes::from(command.to_string()), &[]).unwrap();
-        let frame = self.party.inbox.wait_for(KIND_ANSWER, |frame| frame.correlation == correlation).1;
+        link.send(KIND_COMMAND, correlation, Bytes::from(command.to_string()), &[])
+            .unwrap();
+        let frame = self
+            .party
+            .inbox
+            .wait_for(KIND_ANSWER, |frame| frame.correlation == correlation)
+            .1;
         serde_json::from_slice(&frame.header).unwrap()
     }
 
     pub fn query(&self, query: serde_json::Value) -> serde_json::Value {
         let correlation = self.next();
-        let message = ray_wire::NodeQuery { query_json: query.to_string() };
-        self.link.send(kinds::NODE_QUERY, correlation, ray_wire::encode(&message), &[]).unwrap();
-        let frame = self.party.inbox.wait_for(kinds::NODE_ANSWER, |frame| frame.correlation == correlation).1;
+        let message = ray_wire::NodeQuery {
+            query_json: query.to_string(),
+        };
+        self.link
+            .send(kinds::NODE_QUERY, correlation, ray_wire::encode(&message), &[])
+            .unwrap();
+        let frame = self
+            .party
+            .inbox
+            .wait_for(kinds::NODE_ANSWER, |frame| frame.correlation == correlation)
+            .1;
         let answer: ray_wire::NodeAnswer = ray_wire::decode("NodeAnswer", frame.header).unwrap();
         assert_eq!(answer.error, "");
         serde_json::from_str(&answer.answer_json).unwrap()

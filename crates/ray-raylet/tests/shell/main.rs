@@ -8,8 +8,8 @@ use bench::{alive, until, Session, LIMIT};
 use bytes::Bytes;
 use ray_ids::{ActorId, WorkerId};
 use ray_wire::{
-    kinds, ActorCreated, ActorCreation, CreateActor, GcsCall, GcsReply, GcsRequest, KillActorWorker, KvKey, LeaseBroken,
-    LogLines, RegisterNode, WatchWorker, WorkerDeathReport, WorkerDied, DEATH_CRASHED,
+    kinds, ActorCreated, ActorCreation, CreateActor, GcsCall, GcsReply, GcsRequest, KillActorWorker, KvKey,
+    LeaseBroken, LogLines, RegisterNode, WatchWorker, WorkerDeathReport, WorkerDied, DEATH_CRASHED,
 };
 use serde_json::json;
 use std::time::Duration;
@@ -53,15 +53,24 @@ fn a_dead_worker_is_told_with_its_evidence_and_takes_its_children_along() {
     let link = driver.connect_worker(&address);
     let child = driver.command(&link, json!({"spawn": true}))["pid"].as_u64().unwrap() as u32;
     assert!(alive(child));
-    let watch = WatchWorker { worker: Some(address.clone()) };
-    driver.link.send(kinds::WATCH_WORKER, 77, ray_wire::encode(&watch), &[]).unwrap();
+    let watch = WatchWorker {
+        worker: Some(address.clone()),
+    };
+    driver
+        .link
+        .send(kinds::WATCH_WORKER, 77, ray_wire::encode(&watch), &[])
+        .unwrap();
     driver.command(&link, json!({"evidence": lease.first_sequence + 2}));
     driver.command(&link, json!({"complain": "the last words\n"}));
-    link.send(bench::KIND_COMMAND, 0, Bytes::from(json!({"exit": 3}).to_string()), &[]).unwrap();
+    link.send(bench::KIND_COMMAND, 0, Bytes::from(json!({"exit": 3}).to_string()), &[])
+        .unwrap();
     let broken: LeaseBroken = driver.party.inbox.wait(kinds::LEASE_BROKEN);
     assert_eq!(broken.started_sequence, Some(lease.first_sequence + 2));
     let cause = broken.cause.unwrap();
-    assert_eq!((cause.kind, cause.exit_code, cause.pid), (DEATH_CRASHED, Some(3), lease.worker_pid));
+    assert_eq!(
+        (cause.kind, cause.exit_code, cause.pid),
+        (DEATH_CRASHED, Some(3), lease.worker_pid)
+    );
     assert!(cause.log_tail.contains("the last words"), "{}", cause.log_tail);
     let died: WorkerDied = driver.party.inbox.wait(kinds::WORKER_DIED);
     assert_eq!(died.worker.unwrap().worker_id, address.worker_id);
@@ -69,8 +78,14 @@ fn a_dead_worker_is_told_with_its_evidence_and_takes_its_children_along() {
     assert_eq!(report.worker.unwrap().worker_id, address.worker_id);
     until("the worker's child is gone", || !alive(child));
     // One who asks later is answered at once; its CPU serves others.
-    driver.link.send(kinds::WATCH_WORKER, 78, ray_wire::encode(&watch), &[]).unwrap();
-    driver.party.inbox.wait_for(kinds::WORKER_DIED, |frame| frame.correlation == 78);
+    driver
+        .link
+        .send(kinds::WATCH_WORKER, 78, ray_wire::encode(&watch), &[])
+        .unwrap();
+    driver
+        .party
+        .inbox
+        .wait_for(kinds::WORKER_DIED, |frame| frame.correlation == 78);
     driver.lease(2.0);
 }
 
@@ -96,7 +111,9 @@ fn nothing_is_left_after_sigterm_or_the_parents_end() {
         let lease = driver.lease(1.0);
         let link = driver.connect_worker(lease.worker.as_ref().unwrap());
         let child = driver.command(&link, json!({"spawn": true}))["pid"].as_u64().unwrap() as u32;
-        let runaway = driver.command(&link, json!({"spawn": true, "session": true}))["pid"].as_u64().unwrap() as u32;
+        let runaway = driver.command(&link, json!({"spawn": true, "session": true}))["pid"]
+            .as_u64()
+            .unwrap() as u32;
         let zygote = driver.query(json!({"method": "stats"}))["zygote_pid"].as_u64().unwrap() as u32;
         let took = if by_parent {
             raylet.parent = None;
@@ -122,9 +139,15 @@ fn a_dead_zygote_is_replaced_and_workers_go_on() {
     let lease = driver.lease(1.0);
     let link = driver.connect_worker(lease.worker.as_ref().unwrap());
     let zygote = driver.query(json!({"method": "stats"}))["zygote_pid"].as_i64().unwrap() as i32;
-    rustix::process::kill_process(rustix::process::Pid::from_raw(zygote).unwrap(), rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(zygote).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
     until("another zygote runs", || {
-        driver.query(json!({"method": "stats"}))["zygote_pid"].as_i64().is_some_and(|pid| pid != i64::from(zygote))
+        driver.query(json!({"method": "stats"}))["zygote_pid"]
+            .as_i64()
+            .is_some_and(|pid| pid != i64::from(zygote))
     });
     // The old worker lives, its death is still seen, and new workers come from the new zygote.
     assert_eq!(driver.command(&link, json!({"status": true}))["pid"], lease.worker_pid);
@@ -137,9 +160,19 @@ fn a_dead_zygote_is_replaced_and_workers_go_on() {
 }
 
 fn gcs_request(driver: &bench::Driver, key: &'static [u8], correlation: u64) {
-    let key = KvKey { key: Bytes::from_static(key), ..Default::default() };
-    let request = GcsRequest { request_id: 0, sender: None, call: Some(GcsCall::KvGet(key)) };
-    driver.link.send(kinds::GCS_REQUEST, correlation, ray_wire::encode(&request), &[]).unwrap();
+    let key = KvKey {
+        key: Bytes::from_static(key),
+        ..Default::default()
+    };
+    let request = GcsRequest {
+        request_id: 0,
+        sender: None,
+        call: Some(GcsCall::KvGet(key)),
+    };
+    driver
+        .link
+        .send(kinds::GCS_REQUEST, correlation, ray_wire::encode(&request), &[])
+        .unwrap();
 }
 
 #[test]
@@ -148,7 +181,10 @@ fn the_control_plane_may_go_and_come_back() {
     let raylet = session.start_raylet(json!({}));
     let driver = raylet.connect_driver();
     gcs_request(&driver, b"quick", 5);
-    let (_, frame) = driver.party.inbox.wait_for(kinds::GCS_REPLY, |frame| frame.correlation == 5);
+    let (_, frame) = driver
+        .party
+        .inbox
+        .wait_for(kinds::GCS_REPLY, |frame| frame.correlation == 5);
     let reply: GcsReply = ray_wire::decode("GcsReply", frame.header).unwrap();
     assert_eq!(reply.value, Bytes::from_static(b"quick"));
     // A request that is not answered before the control plane goes is asked again of the next one.
@@ -166,8 +202,17 @@ fn the_control_plane_may_go_and_come_back() {
     assert_eq!(register.driver_jobs, [Bytes::copy_from_slice(driver.job.as_bytes())]);
     let (link, again) = session.gcs().inbox.wait_for(kinds::GCS_REQUEST, slow);
     assert_eq!(again.header, first.header);
-    link.send(kinds::GCS_REPLY, again.correlation, ray_wire::encode(&GcsReply::default()), &[]).unwrap();
-    driver.party.inbox.wait_for(kinds::GCS_REPLY, |frame| frame.correlation == 6);
+    link.send(
+        kinds::GCS_REPLY,
+        again.correlation,
+        ray_wire::encode(&GcsReply::default()),
+        &[],
+    )
+    .unwrap();
+    driver
+        .party
+        .inbox
+        .wait_for(kinds::GCS_REPLY, |frame| frame.correlation == 6);
 }
 
 #[test]
@@ -180,16 +225,29 @@ fn an_actor_is_created_killed_and_reported() {
     let message = CreateActor {
         actor_id: Bytes::copy_from_slice(actor.as_bytes()),
         incarnation: 1,
-        creation: Some(ActorCreation { class_name: "A".into(), ..Default::default() }),
+        creation: Some(ActorCreation {
+            class_name: "A".into(),
+            ..Default::default()
+        }),
         job_config_json: String::new(),
     };
-    gcs.send(kinds::PLACE_ACTOR, 9, ray_wire::encode(&message), &[]).unwrap();
-    let (_, frame) = session.gcs().inbox.wait_for(kinds::ACTOR_CREATED, |frame| frame.correlation == 9);
+    gcs.send(kinds::PLACE_ACTOR, 9, ray_wire::encode(&message), &[])
+        .unwrap();
+    let (_, frame) = session
+        .gcs()
+        .inbox
+        .wait_for(kinds::ACTOR_CREATED, |frame| frame.correlation == 9);
     let created: ActorCreated = ray_wire::decode("ActorCreated", frame.header).unwrap();
     assert_eq!((created.failure, created.rejected), (None, false));
     assert!(alive(created.pid));
-    let kill = KillActorWorker { actor_id: message.actor_id.clone(), incarnation: 1, cause: None, graceful: false };
-    gcs.send(kinds::KILL_ACTOR_WORKER, 0, ray_wire::encode(&kill), &[]).unwrap();
+    let kill = KillActorWorker {
+        actor_id: message.actor_id.clone(),
+        incarnation: 1,
+        cause: None,
+        graceful: false,
+    };
+    gcs.send(kinds::KILL_ACTOR_WORKER, 0, ray_wire::encode(&kill), &[])
+        .unwrap();
     let report: WorkerDeathReport = session.gcs().inbox.wait(kinds::WORKER_DEATH_REPORT);
     assert_eq!((report.actor_id, report.incarnation), (message.actor_id, 1));
     until("the actor's process is gone", || !alive(created.pid));
@@ -203,7 +261,10 @@ fn a_drivers_end_ends_its_workers() {
     let driver = raylet.connect_driver();
     let lease = driver.lease(1.0);
     let waiting = driver.ask_lease(2.0);
-    driver.party.inbox.wait_for(kinds::LEASE_QUEUED, |frame| frame.correlation == waiting);
+    driver
+        .party
+        .inbox
+        .wait_for(kinds::LEASE_QUEUED, |frame| frame.correlation == waiting);
     drop(driver);
     until("the worker is gone", || !alive(lease.worker_pid));
     other.lease(2.0);
@@ -222,9 +283,14 @@ fn a_worker_that_was_not_started_here_is_refused() {
         startup_token: 1,
         job_config_json: String::new(),
     };
-    link.send(kinds::REGISTER_PROCESS, 1, ray_wire::encode(&register), &[]).unwrap();
+    link.send(kinds::REGISTER_PROCESS, 1, ray_wire::encode(&register), &[])
+        .unwrap();
     let welcome: ray_wire::Welcome = party.inbox.wait(kinds::WELCOME);
-    assert!(welcome.refusal.contains("was not started by this raylet"), "{}", welcome.refusal);
+    assert!(
+        welcome.refusal.contains("was not started by this raylet"),
+        "{}",
+        welcome.refusal
+    );
     party.inbox.wait_closed(link.id());
 }
 
@@ -244,12 +310,19 @@ fn actors_are_created_fast_enough() {
             creation: Some(ActorCreation::default()),
             job_config_json: String::new(),
         };
-        gcs.send(kinds::PLACE_ACTOR, 1_000 + number, ray_wire::encode(&message), &[]).unwrap();
+        gcs.send(kinds::PLACE_ACTOR, 1_000 + number, ray_wire::encode(&message), &[])
+            .unwrap();
     }
     for number in 0..count {
-        session.gcs().inbox.wait_for(kinds::ACTOR_CREATED, |frame| frame.correlation == 1_000 + number);
+        session
+            .gcs()
+            .inbox
+            .wait_for(kinds::ACTOR_CREATED, |frame| frame.correlation == 1_000 + number);
     }
     let took = started.elapsed();
-    println!("{count} actors in {took:?}: {:.0} a second", count as f64 / took.as_secs_f64());
+    println!(
+        "{count} actors in {took:?}: {:.0} a second",
+        count as f64 / took.as_secs_f64()
+    );
     assert!(took < LIMIT);
 }

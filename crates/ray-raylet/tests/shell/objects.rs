@@ -17,10 +17,19 @@ struct Store<'a> {
 
 fn attach(driver: &Driver) -> Store<'_> {
     let welcome = &driver.welcome;
-    let slot = ClientSlot { number: welcome.store_slot, generation: welcome.store_slot_generation as u32 };
+    let slot = ClientSlot {
+        number: welcome.store_slot,
+        generation: welcome.store_slot_generation as u32,
+    };
     let client = StoreClient::attach(Path::new(&welcome.store_path), slot).unwrap();
     if let Some(extent) = welcome.first_extent {
-        client.add_extent(Extent { offset: extent.offset, len: extent.length, reserved: extent.reserved }).unwrap();
+        client
+            .add_extent(Extent {
+                offset: extent.offset,
+                len: extent.length,
+                reserved: extent.reserved,
+            })
+            .unwrap();
     }
     Store { driver, client }
 }
@@ -28,15 +37,32 @@ fn attach(driver: &Driver) -> Store<'_> {
 impl Store<'_> {
     fn extent(&self, bytes: u64) -> Result<(), String> {
         let correlation = self.driver.next();
-        let message = RequestExtent { minimum_bytes: bytes, object_id: Bytes::new() };
-        self.driver.link.send(kinds::REQUEST_EXTENT, correlation, ray_wire::encode(&message), &[]).unwrap();
-        let frame = self.driver.party.inbox.wait_for(kinds::EXTENT_LENT, |frame| frame.correlation == correlation).1;
+        let message = RequestExtent {
+            minimum_bytes: bytes,
+            object_id: Bytes::new(),
+        };
+        self.driver
+            .link
+            .send(kinds::REQUEST_EXTENT, correlation, ray_wire::encode(&message), &[])
+            .unwrap();
+        let frame = self
+            .driver
+            .party
+            .inbox
+            .wait_for(kinds::EXTENT_LENT, |frame| frame.correlation == correlation)
+            .1;
         let lent: ExtentLent = ray_wire::decode("ExtentLent", frame.header).unwrap();
         if !lent.error.is_empty() {
             return Err(lent.error);
         }
         let extent = lent.extent.unwrap_or_default();
-        self.client.add_extent(Extent { offset: extent.offset, len: extent.length, reserved: extent.reserved }).unwrap();
+        self.client
+            .add_extent(Extent {
+                offset: extent.offset,
+                len: extent.length,
+                reserved: extent.reserved,
+            })
+            .unwrap();
         Ok(())
     }
 
@@ -58,10 +84,19 @@ impl Store<'_> {
 
     fn fetch(&self, object: ObjectId, locations: Vec<ray_wire::Address>) -> Result<bool, FetchFailed> {
         let correlation = self.driver.next();
-        let message = FetchObject { object_id: Bytes::copy_from_slice(object.as_bytes()), locations, owner: None };
-        self.driver.link.send(kinds::FETCH_OBJECT, correlation, ray_wire::encode(&message), &[]).unwrap();
+        let message = FetchObject {
+            object_id: Bytes::copy_from_slice(object.as_bytes()),
+            locations,
+            owner: None,
+        };
+        self.driver
+            .link
+            .send(kinds::FETCH_OBJECT, correlation, ray_wire::encode(&message), &[])
+            .unwrap();
         let inbox = &self.driver.party.inbox;
-        let (_, frame) = inbox.wait_any(&[kinds::OBJECT_LOCAL, kinds::FETCH_FAILED], |frame| frame.correlation == correlation);
+        let (_, frame) = inbox.wait_any(&[kinds::OBJECT_LOCAL, kinds::FETCH_FAILED], |frame| {
+            frame.correlation == correlation
+        });
         if frame.kind == kinds::FETCH_FAILED {
             return Err(ray_wire::decode("FetchFailed", frame.header).unwrap());
         }
@@ -71,16 +106,23 @@ impl Store<'_> {
 
     /// Whether the object is whole and filled as it should be.
     fn check(&self, object: ObjectId, fill: u8, bytes: usize) {
-        let Lookup::Found(pinned) = self.client.get(&object).unwrap() else { panic!("{object} is not here") };
+        let Lookup::Found(pinned) = self.client.get(&object).unwrap() else {
+            panic!("{object} is not here")
+        };
         let layout = StoredLayout::read(&pinned).unwrap();
         assert_eq!(layout.inband.1, bytes);
-        assert!(pinned[layout.inband.0..layout.inband.0 + bytes].iter().all(|byte| *byte == fill));
+        assert!(pinned[layout.inband.0..layout.inband.0 + bytes]
+            .iter()
+            .all(|byte| *byte == fill));
     }
 
     fn free(&self, objects: &[ObjectId]) {
         let ids: Vec<u8> = objects.iter().flat_map(|object| object.to_vec()).collect();
         let message = FreeObjects { object_ids: ids.into() };
-        self.driver.link.send(kinds::FREE_OBJECTS, 0, ray_wire::encode(&message), &[]).unwrap();
+        self.driver
+            .link
+            .send(kinds::FREE_OBJECTS, 0, ray_wire::encode(&message), &[])
+            .unwrap();
     }
 
     fn memory(&self) -> serde_json::Value {
@@ -96,7 +138,9 @@ fn more_than_fits_is_spilled_restored_and_freed() {
     let raylet = session.start_raylet(json!({"object_store_memory_bytes": 32 * MIB}));
     let driver = raylet.connect_driver();
     let store = attach(&driver);
-    let objects: Vec<ObjectId> = (0..12).map(|fill| store.put(driver.worker, fill, 5 * MIB).unwrap()).collect();
+    let objects: Vec<ObjectId> = (0..12)
+        .map(|fill| store.put(driver.worker, fill, 5 * MIB).unwrap())
+        .collect();
     assert!(store.memory()["spilled_bytes"].as_u64().unwrap() > 20 * MIB as u64);
     for (fill, object) in objects.iter().enumerate() {
         assert!(!store.fetch(*object, vec![]).unwrap());
@@ -106,10 +150,16 @@ fn more_than_fits_is_spilled_restored_and_freed() {
     store.free(&objects);
     until("spill files are gone", || {
         let files = |directory: &Path| std::fs::read_dir(directory).unwrap().count();
-        std::fs::read_dir(&spill).unwrap().flatten().all(|node| files(&node.path()) == 0)
+        std::fs::read_dir(&spill)
+            .unwrap()
+            .flatten()
+            .all(|node| files(&node.path()) == 0)
     });
     let memory = store.memory();
-    assert_eq!((&memory["spilled_objects"], &memory["ledger"]["objects"]), (&json!(0), &json!(0)));
+    assert_eq!(
+        (&memory["spilled_objects"], &memory["ledger"]["objects"]),
+        (&json!(0), &json!(0))
+    );
     assert_eq!(memory["owners"], json!([]));
 }
 
@@ -121,13 +171,21 @@ fn what_can_never_fit_is_refused_at_once_and_what_does_not_with_a_table() {
     let driver = raylet.connect_driver();
     let store = attach(&driver);
     let error = store.put(driver.worker, 1, 100 * MIB).unwrap_err();
-    assert!(error.contains("can never be stored") && error.contains(&(32 * MIB).to_string()), "{error}");
+    assert!(
+        error.contains("can never be stored") && error.contains(&(32 * MIB).to_string()),
+        "{error}"
+    );
     // What is pinned can neither be dropped nor moved.
     let object = store.put(driver.worker, 2, 20 * MIB).unwrap();
     store.fetch(object, vec![]).unwrap();
-    let Lookup::Found(pinned) = store.client.get(&object).unwrap() else { panic!("it is here") };
+    let Lookup::Found(pinned) = store.client.get(&object).unwrap() else {
+        panic!("it is here")
+    };
     let error = store.put(driver.worker, 3, 20 * MIB).unwrap_err();
-    assert!(error.contains("is full") && error.contains("Owners of the most bytes"), "{error}");
+    assert!(
+        error.contains("is full") && error.contains("Owners of the most bytes"),
+        "{error}"
+    );
     assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
     drop(pinned);
     store.put(driver.worker, 3, 20 * MIB).unwrap();
@@ -141,8 +199,15 @@ fn a_damaged_spill_file_is_an_error_that_names_it() {
     let raylet = session.start_raylet(json!({"object_store_memory_bytes": 32 * MIB}));
     let driver = raylet.connect_driver();
     let store = attach(&driver);
-    let objects: Vec<ObjectId> = (0..8).map(|fill| store.put(driver.worker, fill, 8 * MIB).unwrap()).collect();
-    let node = std::fs::read_dir(session.directory.join("spill")).unwrap().flatten().next().unwrap().path();
+    let objects: Vec<ObjectId> = (0..8)
+        .map(|fill| store.put(driver.worker, fill, 8 * MIB).unwrap())
+        .collect();
+    let node = std::fs::read_dir(session.directory.join("spill"))
+        .unwrap()
+        .flatten()
+        .next()
+        .unwrap()
+        .path();
     let mut damaged = 0;
     for file in std::fs::read_dir(&node).unwrap().flatten() {
         use std::os::unix::fs::FileExt;
@@ -151,9 +216,14 @@ fn a_damaged_spill_file_is_an_error_that_names_it() {
         damaged += 1;
     }
     assert!(damaged > 0);
-    let failures: Vec<FetchFailed> = objects.iter().filter_map(|object| store.fetch(*object, vec![]).err()).collect();
+    let failures: Vec<FetchFailed> = objects
+        .iter()
+        .filter_map(|object| store.fetch(*object, vec![]).err())
+        .collect();
     assert!(!failures.is_empty());
-    assert!(failures.iter().all(|failed| failed.reason.contains("checksum") && failed.reason.contains("spill-")));
+    assert!(failures
+        .iter()
+        .all(|failed| failed.reason.contains("checksum") && failed.reason.contains("spill-")));
 }
 
 #[test]
@@ -183,11 +253,17 @@ fn an_object_is_pulled_from_another_node_and_its_owners_death_frees_it() {
     target.check(owned_there, 10, 3 * MIB);
     // The owner dies: the copy on the other node goes when the control plane tells of it.
     let gcs = session.gcs().inbox.links_of(kinds::REGISTER_NODE);
-    let died = ray_wire::WorkerDied { worker: Some(there.welcome.address.clone().unwrap()), cause: None };
+    let died = ray_wire::WorkerDied {
+        worker: Some(there.welcome.address.clone().unwrap()),
+        cause: None,
+    };
     for link in gcs {
-        link.send(kinds::WORKER_DEATH_NOTICE, 0, ray_wire::encode(&died), &[]).unwrap();
+        link.send(kinds::WORKER_DEATH_NOTICE, 0, ray_wire::encode(&died), &[])
+            .unwrap();
     }
-    until("the dead owner's object is gone", || source.memory()["ledger"]["objects"] == json!(1));
+    until("the dead owner's object is gone", || {
+        source.memory()["ledger"]["objects"] == json!(1)
+    });
 }
 
 #[test]
@@ -198,7 +274,10 @@ fn a_connection_for_a_worker_is_handed_over() {
     let lease = driver.lease(1.0);
     let address = lease.worker.unwrap();
     let socket = std::net::SocketAddr::new(address.host.parse().unwrap(), address.port as u16);
-    let target = ray_rpc::Target { node: raylet.node_id, process: address.worker().unwrap() };
+    let target = ray_rpc::Target {
+        node: raylet.node_id,
+        process: address.worker().unwrap(),
+    };
     let token = ray_rpc::AuthToken::new(b"a token for tests".to_vec()).unwrap();
     let link: Arc<ray_rpc::Link> = driver.party.reactor.connect_tcp(socket, target, token).unwrap();
     assert_eq!(driver.command(&link, json!({"status": true}))["pid"], lease.worker_pid);

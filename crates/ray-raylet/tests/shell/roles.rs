@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex};
 #[test]
 #[ignore = "started by other tests"]
 fn raylet_process() {
-    let Ok(config) = std::env::var("TEST_RAYLET") else { return };
+    let Ok(config) = std::env::var("TEST_RAYLET") else {
+        return;
+    };
     std::env::remove_var("TEST_RAYLET");
     let config: ray_raylet::RayletConfig = serde_json::from_str(&config).unwrap();
     if let Err(error) = ray_raylet::run(config) {
@@ -26,7 +28,9 @@ fn raylet_process() {
 #[test]
 #[ignore = "started by other tests"]
 fn worker_process() {
-    let Ok(config) = std::env::var("TEST_WORKER") else { return };
+    let Ok(config) = std::env::var("TEST_WORKER") else {
+        return;
+    };
     let config: Value = serde_json::from_str(&config).unwrap();
     let worker = WorkerId::from_hex(config["worker_id"].as_str().unwrap()).unwrap();
     let assigned: Arc<Mutex<LeaseAssigned>> = Arc::default();
@@ -47,8 +51,14 @@ fn worker_process() {
         false
     })));
     let session = config["session_directory"].as_str().unwrap();
-    party.reactor.listen_unix(format!("{session}/sockets/{}", worker.hex())).unwrap();
-    let raylet = party.reactor.connect_unix(config["raylet_socket"].as_str().unwrap()).unwrap();
+    party
+        .reactor
+        .listen_unix(format!("{session}/sockets/{}", worker.hex()))
+        .unwrap();
+    let raylet = party
+        .reactor
+        .connect_unix(config["raylet_socket"].as_str().unwrap())
+        .unwrap();
     let register = RegisterProcess {
         role: ROLE_WORKER,
         worker_id: Bytes::copy_from_slice(worker.as_bytes()),
@@ -56,7 +66,9 @@ fn worker_process() {
         startup_token: config["startup_token"].as_u64().unwrap(),
         job_config_json: String::new(),
     };
-    raylet.send(kinds::REGISTER_PROCESS, 1, ray_wire::encode(&register), &[]).unwrap();
+    raylet
+        .send(kinds::REGISTER_PROCESS, 1, ray_wire::encode(&register), &[])
+        .unwrap();
     let welcome: Welcome = party.inbox.wait(kinds::WELCOME);
     assert_eq!(welcome.refusal, "");
     let details: Value = serde_json::from_str(&welcome.details_json).unwrap();
@@ -70,14 +82,25 @@ fn worker_process() {
         };
         if frame.kind == kinds::CREATE_ACTOR {
             let create: CreateActor = ray_wire::decode("CreateActor", frame.header).unwrap();
-            let created =
-                ActorCreated { actor_id: create.actor_id, incarnation: create.incarnation, ..Default::default() };
-            raylet.send(kinds::ACTOR_CREATED, 0, ray_wire::encode(&created), &[]).unwrap();
+            let created = ActorCreated {
+                actor_id: create.actor_id,
+                incarnation: create.incarnation,
+                ..Default::default()
+            };
+            raylet
+                .send(kinds::ACTOR_CREATED, 0, ray_wire::encode(&created), &[])
+                .unwrap();
             continue;
         }
         let command: Value = serde_json::from_slice(&frame.header).unwrap();
-        let answer = obey(&command, &assigned.lock().unwrap(), &first_config.lock().unwrap(), &details);
-        link.send(KIND_ANSWER, frame.correlation, Bytes::from(answer.to_string()), &[]).unwrap();
+        let answer = obey(
+            &command,
+            &assigned.lock().unwrap(),
+            &first_config.lock().unwrap(),
+            &details,
+        );
+        link.send(KIND_ANSWER, frame.correlation, Bytes::from(answer.to_string()), &[])
+            .unwrap();
     }
 }
 
@@ -94,8 +117,12 @@ fn obey(command: &Value, lease: &LeaseAssigned, job_config: &str, details: &Valu
         std::io::stderr().write_all(text.as_bytes()).unwrap();
     }
     if let Some(sequence) = command["evidence"].as_u64() {
-        let file = std::fs::File::options().write(true).open(details["evidence_path"].as_str().unwrap()).unwrap();
-        file.write_all_at(&sequence.to_le_bytes(), details["evidence_index"].as_u64().unwrap() * 8).unwrap();
+        let file = std::fs::File::options()
+            .write(true)
+            .open(details["evidence_path"].as_str().unwrap())
+            .unwrap();
+        file.write_all_at(&sequence.to_le_bytes(), details["evidence_index"].as_u64().unwrap() * 8)
+            .unwrap();
     }
     if command["spawn"].as_bool() == Some(true) {
         let mut child = std::process::Command::new("sleep");
