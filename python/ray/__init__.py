@@ -129,6 +129,7 @@ _WHERE = {
 _MODULES = (
     "actor",
     "autoscaler",
+    "cloudpickle",
     "cluster_utils",
     "cross_language",
     "dag",

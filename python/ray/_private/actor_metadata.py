@@ -76,7 +76,7 @@ class ActorMetadata:
             "methods": methods,
             "max_task_retries": options.get("max_task_retries") or 0,
             "out_of_order": bool(options.get("allow_out_of_order_execution")),
-            "max_pending_calls": _default(options.get("max_pending_calls"), -1),
+            "max_pending_calls": options.get("max_pending_calls") or -1,  # 0 is no limit, too.
             "concurrency_groups": tuple(groups),
             "backpressure": max(_default(options.get("_actor_generator_backpressure_num_objects"), 0), 0),
             "enable_task_events": options.get("enable_task_events", True),

@@ -59,6 +59,17 @@ def _quantity(name: str) -> Check:
     return check
 
 
+def _gpus(value: Any) -> str | None:
+    problem = _quantity("num_gpus")(value)
+    if problem is None and value is not None and value > 1 and value != int(value):
+        problem = f"Resource quantities >1 must be whole numbers, got num_gpus={value!r}"
+    return problem
+
+
+def _namespace(value: Any) -> str | None:
+    return '"" is not a valid namespace. Pass None to not specify a namespace.' if value == "" else None
+
+
 def _count_or_infinite(name: str) -> Check:
     def check(value: Any) -> str | None:
         if value is None or value >= -1:
@@ -238,7 +249,7 @@ _COMMON: dict[str, Option] = {
     "memory": Option((int, float, NONE), None, _quantity("memory")),
     "name": Option((str, NONE)),
     "num_cpus": Option((float, int, NONE), None, _quantity("num_cpus")),
-    "num_gpus": Option((float, int, NONE), None, _quantity("num_gpus")),
+    "num_gpus": Option((float, int, NONE), None, _gpus),
     "object_store_memory": Option((int, NONE), None, _quantity("object_store_memory")),
     "placement_group": Option((object,), "default"),
     "placement_group_bundle_index": Option((int,), -1),
@@ -273,7 +284,7 @@ ACTOR_OPTIONS: dict[str, Option] = {
     "max_restarts": Option((int, NONE), 0, _count_or_infinite("max_restarts")),
     "max_task_retries": Option((int, NONE), 0, _count_or_infinite("max_task_retries")),
     "max_pending_calls": Option((int, NONE), -1, _count_or_infinite("max_pending_calls")),
-    "namespace": Option((str, NONE)),
+    "namespace": Option((str, NONE), None, _namespace),
     "get_if_exists": Option((bool,), False),
     "allow_out_of_order_execution": Option((bool, NONE)),
     "_actor_generator_backpressure_num_objects": Option(
