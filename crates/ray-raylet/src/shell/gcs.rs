@@ -15,12 +15,11 @@ use crate::placement::set_to_wire;
 use crate::types::Event;
 use bytes::Bytes;
 use ray_ids::{JobId, NodeId, PlacementGroupId, WorkerId};
-use ray_rpc::{CloseReason, Frame, Link, RpcError, Target};
+use ray_rpc::{CloseReason, Frame, Link, Target};
 use ray_wire::{
-    kinds, AddJob, BundlesCommitted, BundlesPrepared, ClusterUpdate, CommitBundles, CreateActor, DeathCause, DrainNode,
-    GcsCall, GcsReply, GcsRequest, JobFinished, JobKey, JsonQuery, KillActorWorker, Label, LeavesCluster, NodeDied,
-    NodeInfo, NodeRegistered, PrepareBundles, ProcessWatches, Publication, RegisterNode, ResourceReport, ReturnBundles,
-    WorkerDeathReport, WorkerDied, GCS_ERROR_NOT_FOUND,
+    kinds, BundlesCommitted, BundlesPrepared, ClusterUpdate, CommitBundles, CreateActor, DeathCause, DrainNode,
+    JobFinished, KillActorWorker, Label, LeavesCluster, NodeDied, NodeInfo, NodeRegistered, PrepareBundles,
+    ProcessWatches, RegisterNode, ResourceReport, ReturnBundles, WorkerDeathReport, WorkerDied,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde_json::Value;
@@ -30,7 +29,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Who waits for the answer to a request.
-enum Asker {
+pub(super) enum Asker {
     /// A process of this node, under its own correlation.
     Link {
         link: Arc<Link>,
@@ -47,44 +46,44 @@ enum Asker {
     Nobody,
 }
 
-struct Pending {
-    asker: Asker,
-    header: Bytes,
-    payload: Bytes,
+pub(super) struct Pending {
+    pub(super) asker: Asker,
+    pub(super) header: Bytes,
+    pub(super) payload: Bytes,
 }
 
 #[derive(Default)]
-struct Watches {
-    actors: FxHashSet<Bytes>,
-    channels: FxHashSet<String>,
+pub(super) struct Watches {
+    pub(super) actors: FxHashSet<Bytes>,
+    pub(super) channels: FxHashSet<String>,
 }
 
 /// The state of the link.
 #[derive(Default)]
 pub(super) struct GcsLink {
-    link: Option<Arc<Link>>,
-    registered: bool,
-    ever_registered: bool,
-    attempts: u32,
-    pending: BTreeMap<u64, Pending>,
-    next_correlation: u64,
-    watches: FxHashMap<WorkerId, Watches>,
+    pub(super) link: Option<Arc<Link>>,
+    pub(super) registered: bool,
+    pub(super) ever_registered: bool,
+    pub(super) attempts: u32,
+    pub(super) pending: BTreeMap<u64, Pending>,
+    pub(super) next_correlation: u64,
+    pub(super) watches: FxHashMap<WorkerId, Watches>,
     /// The last publication seen.
-    epoch: u64,
-    sequence: u64,
-    report_sequence: u64,
-    last_report: Option<ResourceReport>,
+    pub(super) epoch: u64,
+    pub(super) sequence: u64,
+    pub(super) report_sequence: u64,
+    pub(super) last_report: Option<ResourceReport>,
     pub last_report_ms: u64,
-    placements_seen: u64,
+    pub(super) placements_seen: u64,
     /// Under which correlation the control plane asked for an actor.
-    placements: FxHashMap<(Bytes, u64), u64>,
-    prepared: FxHashMap<(PlacementGroupId, u64), u64>,
-    committed: FxHashMap<(PlacementGroupId, u64), u64>,
+    pub(super) placements: FxHashMap<(Bytes, u64), u64>,
+    pub(super) prepared: FxHashMap<(PlacementGroupId, u64), u64>,
+    pub(super) committed: FxHashMap<(PlacementGroupId, u64), u64>,
     /// Deaths that were not told yet.
-    deaths: Vec<WorkerDeathReport>,
+    pub(super) deaths: Vec<WorkerDeathReport>,
     pub cluster_id: Vec<u8>,
     pub details: Value,
-    idle_since_ms: Option<u64>,
+    pub(super) idle_since_ms: Option<u64>,
 }
 
 impl GcsLink {
@@ -102,7 +101,7 @@ impl GcsLink {
         self.registered
     }
 
-    fn send(&self, kind: u16, correlation: u64, header: Bytes) {
+    pub(super) fn send(&self, kind: u16, correlation: u64, header: Bytes) {
         if let Some(link) = self.link.as_ref().filter(|_| self.registered) {
             // A closed link is noticed by `on_closed`.
             let _ = link.send(kind, correlation, header, &[]);
@@ -115,7 +114,7 @@ impl GcsLink {
     }
 }
 
-fn random_request_id() -> u64 {
+pub(super) fn random_request_id() -> u64 {
     let id = WorkerId::from_random();
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&id.as_bytes()[..8]);
@@ -455,227 +454,6 @@ impl Node {
         self.step(Event::JobFinished { job });
     }
 
-    /// Asks the control plane; what cannot be sent now is sent once it is there.
-    fn ask_gcs(&mut self, asker: Asker, request: &GcsRequest, payload: Bytes) {
-        self.gcs.next_correlation += 1;
-        let correlation = self.gcs.next_correlation;
-        let header = ray_wire::encode(request);
-        self.gcs.pending.insert(
-            correlation,
-            Pending {
-                asker,
-                header: header.clone(),
-                payload: payload.clone(),
-            },
-        );
-        self.send_request(correlation, header, payload);
-    }
-
-    fn send_request(&mut self, correlation: u64, header: Bytes, payload: Bytes) {
-        let Some(link) = self.gcs.link.clone().filter(|_| self.gcs.registered) else {
-            return;
-        };
-        let payload = if payload.is_empty() { vec![] } else { vec![payload] };
-        if let Err(error @ RpcError::FrameTooLarge { .. }) =
-            link.send(kinds::GCS_REQUEST, correlation, header, &payload)
-        {
-            if let Some(pending) = self.gcs.pending.remove(&correlation) {
-                let reply = GcsReply {
-                    error: error.to_string(),
-                    error_kind: ray_wire::GCS_ERROR_INVALID,
-                    ..Default::default()
-                };
-                self.answer(pending.asker, ray_wire::encode(&reply), Bytes::new());
-            }
-        }
-    }
-
-    /// A process asks the control plane through this raylet.
-    pub(super) fn relay_gcs_request(
-        &mut self,
-        link: &Arc<Link>,
-        worker: WorkerId,
-        correlation: u64,
-        header: Bytes,
-        payload: Bytes,
-    ) -> Result<(), String> {
-        let mut request: GcsRequest = ray_wire::decode("GcsRequest", header).map_err(|error| error.to_string())?;
-        request.sender = Some(self.address_of(worker));
-        match &request.call {
-            Some(GcsCall::WatchActor(key)) => {
-                self.gcs
-                    .watches
-                    .entry(worker)
-                    .or_default()
-                    .actors
-                    .insert(key.actor_id.clone());
-            }
-            Some(GcsCall::UnwatchActor(key)) => {
-                if let Some(watches) = self.gcs.watches.get_mut(&worker) {
-                    watches.actors.remove(&key.actor_id);
-                }
-            }
-            Some(GcsCall::Subscribe(subscribe)) => {
-                self.gcs
-                    .watches
-                    .entry(worker)
-                    .or_default()
-                    .channels
-                    .insert(subscribe.channel.clone());
-            }
-            _ => {}
-        }
-        let asker = Asker::Link {
-            link: link.clone(),
-            correlation,
-        };
-        self.ask_gcs(asker, &request, payload);
-        Ok(())
-    }
-
-    fn gcs_reply(&mut self, correlation: u64, header: Bytes, payload: Bytes) -> Result<(), ray_wire::WireError> {
-        if let Some(pending) = self.gcs.pending.remove(&correlation) {
-            self.answer(pending.asker, header, payload);
-        }
-        Ok(())
-    }
-
-    fn answer(&mut self, asker: Asker, header: Bytes, payload: Bytes) {
-        match asker {
-            Asker::Link { link, correlation } => {
-                let payload = if payload.is_empty() { vec![] } else { vec![payload] };
-                // A link that closed has nobody behind it who waits.
-                let _ = link.send(kinds::GCS_REPLY, correlation, header, &payload);
-            }
-            Asker::AddJob {
-                worker,
-                correlation,
-                config_json,
-            } => {
-                let number = match ray_wire::decode::<GcsReply>("GcsReply", header) {
-                    Ok(reply) if reply.error.is_empty() => {
-                        u32::try_from(reply.number).map_err(|_| format!("job number {} is too large", reply.number))
-                    }
-                    Ok(reply) => Err(reply.error),
-                    Err(error) => Err(error.to_string()),
-                };
-                self.job_added(worker, correlation, config_json, number);
-            }
-            Asker::Group(group) => {
-                let Ok(reply) = ray_wire::decode::<GcsReply>("GcsReply", header) else {
-                    return;
-                };
-                let answer: Value = serde_json::from_str(&reply.json).unwrap_or_default();
-                let state = answer.get("state").and_then(Value::as_str).unwrap_or_default();
-                if state == "REMOVED" || reply.error_kind == GCS_ERROR_NOT_FOUND {
-                    self.step(Event::PlacementGroupRemoved { group });
-                }
-            }
-            Asker::FinishJob | Asker::Nobody => {}
-        }
-    }
-
-    /// A driver registered here: its job begins.
-    pub(super) fn add_job(&mut self, worker: WorkerId, correlation: u64, pid: u32, config_json: String) {
-        let add = AddJob {
-            driver: Some(self.address_of(worker)),
-            pid,
-            config_json: config_json.clone(),
-            job_number: 0,
-        };
-        let request = self.own_request(GcsCall::AddJob(add));
-        if self
-            .gcs
-            .watches
-            .entry(WorkerId::NIL)
-            .or_default()
-            .channels
-            .insert("logs".into())
-        {
-            // What this job's workers print on other nodes comes here.
-            let subscribe = self.own_request(GcsCall::Subscribe(ray_wire::Subscribe { channel: "logs".into() }));
-            self.ask_gcs(Asker::Nobody, &subscribe, Bytes::new());
-        }
-        self.ask_gcs(
-            Asker::AddJob {
-                worker,
-                correlation,
-                config_json,
-            },
-            &request,
-            Bytes::new(),
-        );
-    }
-
-    /// A driver left.
-    pub(super) fn finish_job(&mut self, job: JobId) {
-        let request = self.own_request(GcsCall::FinishJob(JobKey {
-            job_id: ray_wire::id_bytes(job.as_bytes()),
-        }));
-        self.ask_gcs(Asker::FinishJob, &request, Bytes::new());
-    }
-
-    /// Asks whether a placement group exists still.
-    pub(super) fn ask_placement_group(&mut self, group: PlacementGroupId) {
-        let query = serde_json::json!({ "method": "placement_group", "placement_group_id": group.to_string() });
-        let mut request = self.own_request(GcsCall::Query(JsonQuery {
-            query_json: query.to_string(),
-        }));
-        request.request_id = 0;
-        self.ask_gcs(Asker::Group(group), &request, Bytes::new());
-    }
-
-    /// Something for the subscribers of a channel.
-    pub(super) fn publish_on(&mut self, channel: &str, json: String) {
-        let publish = ray_wire::Publish {
-            channel: channel.into(),
-            json,
-        };
-        let request = self.own_request(GcsCall::Publish(publish));
-        self.ask_gcs(Asker::Nobody, &request, Bytes::new());
-    }
-
-    fn own_request(&self, call: GcsCall) -> GcsRequest {
-        GcsRequest {
-            request_id: random_request_id(),
-            sender: Some(self.address.clone()),
-            call: Some(call),
-        }
-    }
-
-    fn publish(&mut self, header: Bytes, payload: Bytes) -> Result<(), ray_wire::WireError> {
-        let publication: Publication = ray_wire::decode("Publication", header.clone())?;
-        self.gcs.epoch = publication.epoch;
-        self.gcs.sequence = self.gcs.sequence.max(publication.sequence);
-        let wants = |watches: &Watches| match &publication.actor {
-            Some(actor) => watches.actors.contains(&actor.actor_id),
-            None => watches.channels.contains(&publication.channel),
-        };
-        let subscribers: Vec<WorkerId> = if publication.subscribers.is_empty() {
-            self.gcs
-                .watches
-                .iter()
-                .filter(|(_, watches)| wants(watches))
-                .map(|(worker, _)| *worker)
-                .collect()
-        } else {
-            publication
-                .subscribers
-                .iter()
-                .filter_map(|id| WorkerId::from_binary(id).ok())
-                .collect()
-        };
-        let payload = if payload.is_empty() { vec![] } else { vec![payload] };
-        for worker in subscribers {
-            if worker.is_nil() {
-                self.logs_from_elsewhere(&publication.json);
-            } else if let Some(link) = self.processes.get(&worker).and_then(|process| process.link.as_ref()) {
-                let _ = link.send(kinds::PUBLICATION, 0, header.clone(), &payload);
-            }
-        }
-        Ok(())
-    }
-
     pub(super) fn send_report(&mut self) {
         if !self.gcs.registered {
             return;
@@ -751,7 +529,7 @@ impl Node {
     }
 
     /// A process elsewhere died: who watches it hears of it, and what it owned here goes.
-    fn remote_process_died(&mut self, worker: WorkerId, died: WorkerDied) {
+    pub(super) fn remote_process_died(&mut self, worker: WorkerId, died: WorkerDied) {
         if self.processes.contains_key(&worker) {
             return;
         }

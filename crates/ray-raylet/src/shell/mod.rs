@@ -16,12 +16,17 @@ mod evidence;
 mod gcs;
 mod logs;
 mod memory;
+mod memory_report;
 mod node;
 mod processes;
 mod query;
+mod registration;
+mod relay;
+mod setup;
 mod signals;
 mod spilling;
 mod transfer;
+mod workers;
 mod zygote;
 
 pub use config::{Limits, RayletConfig, RayletError};
