@@ -60,9 +60,7 @@ def _reduce_code(code: types.CodeType) -> tuple[Any, ...]:
 class Pickler(cloudpickle.Pickler):
     """cloudpickle's pickler that knows the registered serializers."""
 
-    dispatch_table = ChainMap(
-        _custom_reducers, {types.CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table
-    )
+    dispatch_table = ChainMap(_custom_reducers, {types.CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
 
 
 def serialize(value: Any, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None) -> bytes:

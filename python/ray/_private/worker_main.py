@@ -27,11 +27,11 @@ class _NamingStream(io.TextIOWrapper):
     def __init__(self, descriptor: int, core: CoreWorker) -> None:
         raw = io.FileIO(descriptor, "w", closefd=False)
         super().__init__(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
-        self._current_task = getattr(core, "current_task", None)
+        self._current_task = core.current_task
         self._name = ""
 
     def write(self, text: str) -> int:
-        task = self._current_task() if self._current_task is not None else None
+        task = self._current_task()
         if task is not None and not task.method_name:
             name = task.name if task.name != task.function_name else task.name.rpartition(".")[2]
             if name != self._name and name != "__init__":
