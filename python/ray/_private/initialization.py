@@ -402,7 +402,7 @@ def shutdown(wait_for_processes: bool = False, _exiting_interpreter: bool = Fals
     Args:
         wait_for_processes: has no effect of its own: processes are always waited for, within a limit.
     """
-    del wait_for_processes
+    del wait_for_processes, _exiting_interpreter
     with _lock:
         context = current.context
         if context is None:
@@ -413,7 +413,8 @@ def shutdown(wait_for_processes: bool = False, _exiting_interpreter: bool = Fals
             return
         from ray._private import async_compat
 
-        if _exiting_interpreter and global_worker.log_printer is not None:
+        ran_something = "ray._private.function_manager" in sys.modules
+        if ran_something and global_worker.log_printer is not None:
             global_worker.log_printer.drain()
         current.context = None
         try:

@@ -29,6 +29,10 @@ _HINT = (
 )
 _CYAN, _YELLOW, _GREEN, _RESET = "\033[36m", "\033[33m", "\033[32m", "\033[0m"
 
+# At the end of the program: the raylet looks at logs at intervals, so silence shorter than one means nothing.
+_DRAIN_QUIET_S = 0.1
+_DRAIN_LIMIT_S = 1.0
+
 
 class _Group:
     """Lines that are equal but for their numbers."""
@@ -118,7 +122,7 @@ class LogPrinter:
         self._out = out
         self._err = err
         self._hinted = False
-        self._idle = threading.Event()
+        self._received_at = 0.0
         self._dedup = Deduplicator() if ray_constants.env_bool("RAY_DEDUP_LOGS", True) else None
         self._host = ""
         self._thread = threading.Thread(target=self._run, name="ray-log-printer", daemon=True)
@@ -133,9 +137,14 @@ class LogPrinter:
             self._thread.join(2.0)
 
     def drain(self) -> None:
-        """Gives lines that are under way a moment to arrive: until a poll finds none, at most 0.5 s."""
-        self._idle.clear()
-        self._idle.wait(0.5)
+        """Gives lines that are under way a moment to arrive: until none came for a while, within a limit."""
+        start = time.monotonic()
+        while self._thread.is_alive():
+            now = time.monotonic()
+            quiet_s = now - max(start, self._received_at)
+            if quiet_s >= _DRAIN_QUIET_S or now - start >= _DRAIN_LIMIT_S:
+                return
+            self._thread.join(_DRAIN_QUIET_S - quiet_s)
 
     def _run(self) -> None:
         while True:
@@ -149,11 +158,10 @@ class LogPrinter:
             now = time.monotonic()
             for batch in batches:
                 self.print_batch(batch, now)
-            if not batches:
-                self._idle.set()
-                if self._dedup is not None:
-                    self._print_all(self._dedup.due(now))
-        self._idle.set()
+            if batches:
+                self._received_at = now
+            elif self._dedup is not None:
+                self._print_all(self._dedup.due(now))
         if self._dedup is not None:
             self._print_all(self._dedup.flush())
 
