@@ -62,7 +62,7 @@ impl Node {
         let scheduler_limits = SchedulerLimits {
             idle_workers_kept: cpus.clamp(1, 64),
             spare_workers: or(limits.spare_workers, cpus.clamp(1, 16)),
-            maximum_starting_workers: or(limits.maximum_starting_workers, (2 * cpus).clamp(4, 64)),
+            maximum_starting_workers: or(limits.maximum_starting_workers, (4 * cpus).clamp(8, 64)),
             maximum_workers: limits.maximum_workers as usize,
             worker_start_timeout_ms: limits.worker_start_timeout_ms,
             graceful_exit_ms: limits.graceful_exit_ms,
