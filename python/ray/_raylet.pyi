@@ -65,6 +65,11 @@ class ObjectRef(Generic[T]):
     def _on_completed(self, callback: Callable[[Any], None]) -> None: ...
     def __await__(self) -> Any: ...
 
+class DynamicObjectRef(ObjectRef[T]):
+    """What a call with num_returns="dynamic" returns: iterating it waits for its value and iterates that."""
+
+    def __iter__(self) -> Any: ...
+
 class TaskTemplate:
     """What is the same for every call of one function (or method) with one set of options. Made once, used often."""
 
@@ -246,6 +251,9 @@ class CoreWorker:
 
     def exit_worker(self, reason: str) -> None:
         """Leaves after the current call (`exit_actor`, `__ray_terminate__`)."""
+
+    def is_interrupt_wanted(self) -> bool:
+        """Whether a signal on the main thread is the cancellation of what runs there."""
 
     def is_cancelled(self, task: RunningTask) -> bool: ...
     def next_log_line(self, timeout_s: float) -> list[dict[str, Any]] | None:

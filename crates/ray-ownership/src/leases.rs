@@ -177,6 +177,10 @@ impl LeaseClient {
                 if lease.recalled || lease.recalling || lease.exits || lease.pushed.len() > level {
                     continue;
                 }
+                if level > 0 && now_ms.saturating_sub(lease.progress_ms) >= STALL_MS {
+                    // Nothing is put behind a call that takes long.
+                    continue;
+                }
                 let Some(task) = class.queue.pop_front() else { break };
                 if lease.pushed.is_empty() {
                     self.idle = self.idle.saturating_sub(1);
@@ -194,7 +198,7 @@ impl LeaseClient {
             }
             level += 1;
         }
-        while class.requests < class.queue.len().min(MAX_REQUESTS) && class.queued_requests == 0 {
+        while class.requests < class.queue.len().min(MAX_REQUESTS) {
             let request = self.next_request;
             self.next_request += 1;
             class.requests += 1;
@@ -533,11 +537,18 @@ impl LeaseClient {
 
     /// Withdraws requests that have nothing to run any more.
     fn withdraw_idle_requests(&mut self, class_id: ClassId, commands: &mut Vec<LeaseCommand>) {
-        if self
-            .classes
-            .get(&class_id)
-            .is_some_and(|class| class.queue.is_empty() && class.requests > 0)
-        {
+        let Some(class) = self.classes.get(&class_id) else {
+            return;
+        };
+        if !class.queue.is_empty() || class.requests == 0 {
+            return;
+        }
+        // What is pushed ahead may still need a worker of its own.
+        let ahead = class
+            .leases
+            .iter()
+            .any(|id| self.leases.get(id).is_some_and(|lease| lease.pushed.len() > 1));
+        if !ahead {
             self.withdraw_requests(class_id, commands);
         }
     }
@@ -555,27 +566,16 @@ impl LeaseClient {
         }
     }
 
-    /// A lease of the class is idle and another one's pipeline stalls: have it give back what it has not started.
+    /// Pipelines of the class that stall give back what they have not started: it waits for a worker of its own.
     fn rebalance(&mut self, class_id: ClassId, now_ms: u64, commands: &mut Vec<LeaseCommand>) {
         let Some(class) = self.classes.get(&class_id) else {
             return;
         };
-        let idle = class.leases.iter().any(|id| {
-            self.leases
-                .get(id)
-                .is_some_and(|lease| lease.pushed.is_empty() && !lease.recalled)
-        });
-        if !idle || !class.queue.is_empty() {
-            return;
-        }
-        for id in class.leases.clone() {
-            let Some(lease) = self.leases.get_mut(&id) else {
-                continue;
-            };
+        for id in &class.leases {
+            let Some(lease) = self.leases.get_mut(id) else { continue };
             if lease.pushed.len() > 1 && !lease.recalling && now_ms.saturating_sub(lease.progress_ms) >= STALL_MS {
                 lease.recalling = true;
-                commands.push(LeaseCommand::Recall { lease: id });
-                return;
+                commands.push(LeaseCommand::Recall { lease: *id });
             }
         }
     }

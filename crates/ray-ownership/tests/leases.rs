@@ -204,7 +204,7 @@ fn a_broken_lease_with_evidence_costs_only_what_was_started() {
             lease: lease(1)
         }
     );
-    assert_eq!(client.waiting(), [(CLASS, 1, false)]);
+    assert_eq!(client.waiting(), [(CLASS, 1, true)]);
     assert_eq!(
         step(&mut client, |c, out| c.broken(lease(1), Some(101), 0, out)),
         [],

@@ -22,7 +22,7 @@ use crate::conversion::{bytes_field, field, id_error, optional, resources, strat
 use crate::error::{get_failure, worker_error, RayletError};
 use crate::execution::RunningTask;
 use crate::handles::{deadline, ActorCore, StreamCore, TaskTemplate};
-use crate::reference::ObjectRef;
+use crate::reference::{DynamicObjectRef, ObjectRef};
 use crate::serialize::{self, Reading};
 
 /// The core worker and the language's hooks.
@@ -125,8 +125,12 @@ impl Runtime {
             Submitted::Stream(stream) => StreamCore { stream }.into_bound_py_any(py),
             Submitted::References(mut references) => match num_returns {
                 0 => Ok(py.None().into_bound(py)),
-                1 | ray_wire::NUM_RETURNS_DYNAMIC => match references.pop() {
+                1 => match references.pop() {
                     Some(reference) => ObjectRef::wrap(reference).into_bound_py_any(py),
+                    None => Ok(py.None().into_bound(py)),
+                },
+                ray_wire::NUM_RETURNS_DYNAMIC => match references.pop() {
+                    Some(reference) => Ok(Bound::new(py, DynamicObjectRef::wrap(reference))?.into_any()),
                     None => Ok(py.None().into_bound(py)),
                 },
                 _ => {
@@ -674,6 +678,10 @@ impl CoreWorker {
 
     fn is_cancelled(&self, task: &RunningTask) -> bool {
         self.runtime.worker.is_cancelled(&task.incoming.task_id)
+    }
+
+    fn is_interrupt_wanted(&self) -> bool {
+        self.runtime.worker.is_interrupt_wanted()
     }
 
     fn next_log_line<'py>(&self, py: Python<'py>, timeout_s: f64) -> PyResult<Option<Vec<Bound<'py, PyDict>>>> {

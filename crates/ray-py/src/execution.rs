@@ -240,8 +240,10 @@ impl Loop<'_> {
             facts.set_item("out_of_order", creation.out_of_order)?;
             facts.set_item("max_pending_calls", creation.max_pending_calls)?;
             facts.set_item("handle_metadata", PyBytes::new(py, &creation.handle_metadata))?;
-            self.runtime.worker.starting(&incoming, true);
-            executor.call_method1(intern!(py, "create_actor"), (task, class, args, kwargs, facts))?;
+            self.begin(py, &incoming, true)?;
+            let created = executor.call_method1(intern!(py, "create_actor"), (task, class, args, kwargs, facts));
+            self.runtime.worker.user_code_ended();
+            created?;
             return Ok(Some(py.None().into_bound(py)));
         }
         if incoming.lease.is_none() {
@@ -249,9 +251,32 @@ impl Loop<'_> {
         }
         let function = self.function(py, task)?;
         let (args, kwargs) = self.arguments(py, &incoming)?;
-        self.runtime.worker.starting(&incoming, true);
-        let value = function.call(args.to_tuple(), Some(&kwargs))?;
-        self.drive(py, task, value).map(Some)
+        self.run_here(py, task, &function, &args, &kwargs)
+    }
+
+    /// Notes that user code begins. Raises KeyboardInterrupt, which ends as a cancellation, where it was cancelled before.
+    fn begin(&self, py: Python<'_>, incoming: &Incoming, on_main: bool) -> PyResult<()> {
+        if self.runtime.worker.starting(incoming, on_main) {
+            return Ok(());
+        }
+        Err(PyErr::from_value(py.get_type::<PyKeyboardInterrupt>().call0()?))
+    }
+
+    /// Runs user code on this thread.
+    fn run_here<'py>(
+        &self,
+        py: Python<'py>,
+        task: &Bound<'py, RunningTask>,
+        function: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyList>,
+        kwargs: &Bound<'py, PyDict>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        self.begin(py, &task.get().incoming, true)?;
+        let value = function
+            .call(args.to_tuple(), Some(kwargs))
+            .and_then(|value| self.drive(py, task, value));
+        self.runtime.worker.user_code_ended();
+        value.map(Some)
     }
 
     fn call_method<'py>(
@@ -275,13 +300,11 @@ impl Loop<'_> {
         };
         let (args, kwargs) = self.arguments(py, incoming)?;
         if mode != "main" {
-            self.runtime.worker.starting(incoming, false);
+            self.begin(py, incoming, false)?;
             executor.call_method1(intern!(py, "run_elsewhere"), (task, function, args, kwargs))?;
             return Ok(None);
         }
-        self.runtime.worker.starting(incoming, true);
-        let value = function.call(args.to_tuple(), Some(&kwargs))?;
-        self.drive(py, task, value).map(Some)
+        self.run_here(py, task, &function, &args, &kwargs)
     }
 
     /// A generator's items are sent or collected; any other value is the result.
@@ -435,7 +458,7 @@ pub fn finish(
     let outcome = match exception {
         None => match returns(runtime, task, value) {
             Ok(values) => Outcome::Returns(values),
-            Err(error) => failed(runtime, task, error.value(py).as_any())?,
+            Err(error) => failed(runtime, task, &raised(py, &error))?,
         },
         Some(exception) => failed(runtime, task, exception)?,
     };
@@ -444,11 +467,21 @@ pub fn finish(
         Err(error) => {
             // The returns could not be placed (a full store): the caller is told so.
             let error = worker_error(py, error);
-            let outcome = failed(runtime, task, error.value(py).as_any())?;
+            let outcome = failed(runtime, task, &raised(py, &error))?;
             py.detach(|| worker.reply(&task.incoming, outcome))
                 .map_err(|error| worker_error(py, error))
         }
     }
+}
+
+/// The exception with its traceback, which the interpreter keeps beside it.
+fn raised<'py>(py: Python<'py>, error: &PyErr) -> Bound<'py, PyAny> {
+    let value = error.value(py).as_any().clone();
+    if let Some(traceback) = error.traceback(py) {
+        // An exception that refuses its traceback is told without one.
+        let _ = value.setattr(intern!(py, "__traceback__"), traceback);
+    }
+    value
 }
 
 /// The outcome of a call that raised.

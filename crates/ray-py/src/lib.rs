@@ -35,6 +35,10 @@ fn _raylet(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("FORMAT_NONE", layout::FORMAT_NONE)?;
     module.add("RayletError", module.py().get_type::<error::RayletError>())?;
     module.add_class::<reference::ObjectRef>()?;
+    module.add(
+        "DynamicObjectRef",
+        module.py().get_type::<reference::DynamicObjectRef>(),
+    )?;
     module.add_class::<serialize::ObjectBuffer>()?;
     module.add_class::<handles::TaskTemplate>()?;
     module.add_class::<handles::ActorCore>()?;

@@ -196,6 +196,29 @@ impl ObjectRef {
     }
 }
 
+/// What a call with `num_returns="dynamic"` returns: a reference that can be iterated, which waits for its value.
+#[pyclass(module = "ray", name = "ObjectRef", extends = ObjectRef, frozen)]
+pub struct DynamicObjectRef;
+
+impl DynamicObjectRef {
+    /// Wraps a counted reference.
+    pub fn wrap(reference: Reference) -> PyClassInitializer<Self> {
+        PyClassInitializer::from(ObjectRef::wrap(reference)).add_subclass(Self)
+    }
+}
+
+#[pymethods]
+impl DynamicObjectRef {
+    fn __iter__<'py>(slf: Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let items = py
+            .import(intern!(py, "ray"))?
+            .getattr(intern!(py, "get"))?
+            .call1((slf,))?;
+        Ok(items.try_iter()?.into_any())
+    }
+}
+
 /// What a pickled reference becomes where it is read.
 #[pyfunction]
 pub fn rebuild_reference(py: Python<'_>, id: &[u8], owner: &[u8]) -> PyResult<ObjectRef> {

@@ -178,7 +178,10 @@ impl Inner {
 
     /// Lets a node's store drop its copy.
     pub fn free_on(&self, state: &mut State, node: NodeId, object: &ObjectId) {
-        if node == self.node_id && self.store.request_delete(object).is_ok() {
+        if node == self.node_id && self.store().is_ok_and(|store| store.request_delete(object).is_ok()) {
+            // The raylet reads its clients' rings when it must, or when it is told to.
+            state.ring_dirty = true;
+            self.want_timer(state, std::time::Instant::now() + FREE_DELAY);
             return;
         }
         let batch = state.frees.entry(node).or_default();
@@ -192,6 +195,9 @@ impl Inner {
 
     /// Sends what was gathered by `free_on`.
     pub fn flush_frees(&self, state: &mut State) {
+        if std::mem::take(&mut state.ring_dirty) {
+            let _ = self.raylet.send(kinds::RING_DOORBELL, 0, Bytes::new(), &[]);
+        }
         for (node, object_ids) in std::mem::take(&mut state.frees) {
             if let Ok(link) = self.raylet_link(state, node) {
                 let message = FreeObjects {

@@ -13,7 +13,7 @@ use ray_ownership::leases::LeaseClient;
 use ray_ownership::lineage::Lineage;
 use ray_ownership::ReferenceTable;
 use ray_rpc::{CloseReason, Frame, Link, Reactor, Service, WaitOutcome, Waiter};
-use ray_store::{ClientSlot, Extent, StoreClient};
+use ray_store::{ClientSlot, StoreClient};
 use ray_wire::{kinds, Address, RegisterProcess, Welcome};
 use rustc_hash::FxHashMap;
 
@@ -201,19 +201,18 @@ impl CoreWorker {
         let auth_token = details["auth_token"]
             .as_str()
             .and_then(|token| ray_rpc::AuthToken::new(token.as_bytes()).ok());
-        let slot = ClientSlot {
-            number: welcome.store_slot,
-            generation: u32::try_from(welcome.store_slot_generation)
-                .map_err(|_| fail("its store slot is malformed"))?,
+        let store = match config.role {
+            Role::Tool => None,
+            Role::Driver | Role::Worker => {
+                let generation =
+                    u32::try_from(welcome.store_slot_generation).map_err(|_| fail("its store slot is malformed"))?;
+                let slot = ClientSlot {
+                    number: welcome.store_slot,
+                    generation,
+                };
+                Some(StoreClient::attach(Path::new(&welcome.store_path), slot)?)
+            }
         };
-        let store = StoreClient::attach(Path::new(&welcome.store_path), slot)?;
-        if let Some(extent) = welcome.first_extent {
-            store.add_extent(Extent {
-                offset: extent.offset,
-                len: extent.length,
-                reserved: extent.reserved,
-            })?;
-        }
         let job_id = OnceLock::new();
         if !welcome.job_id.is_empty() {
             if let Ok(job) = JobId::from_binary(&welcome.job_id) {
@@ -262,6 +261,7 @@ impl CoreWorker {
                 ready: Default::default(),
                 retries: Vec::new(),
                 frees: FxHashMap::default(),
+                ring_dirty: false,
                 raylet_gone: None,
                 timer_due: None,
                 dead_workers: Default::default(),
@@ -291,6 +291,9 @@ impl CoreWorker {
         }
         let _ = doorway.service.set(Arc::new(WorkerService::new(inner.clone())));
         inner.reactor.start_background()?;
+        if let (Some(extent), Role::Driver | Role::Worker) = (&welcome.first_extent, config.role) {
+            inner.take_extent(extent)?;
+        }
         // What came before the service was there is delivered by `on_wake`.
         inner.reactor.wake();
         Ok(Self(inner))

@@ -192,6 +192,17 @@ impl ExecutionQueue {
     }
 }
 
+/// The node is gone: whatever runs here runs again elsewhere, so that nothing may go on, not even a subprocess.
+pub(crate) fn end_with_node() -> ! {
+    // SAFETY: signals and ends this process and, where it leads a group of its own, the group; nothing is needed any more.
+    unsafe {
+        if libc::getpgrp() == libc::getpid() {
+            libc::kill(0, libc::SIGKILL);
+        }
+        libc::_exit(1)
+    }
+}
+
 fn argument(message: ReferenceArgument, payload: &mut Bytes) -> Result<ArgumentReference, WorkerError> {
     let info = message.reference.unwrap_or_default();
     let passed = Contained::from_info(&info)?;
@@ -663,15 +674,34 @@ impl CoreWorker {
         }
     }
 
-    /// User code of the call begins, on the main thread or elsewhere.
-    pub fn starting(&self, task: &Incoming, on_main: bool) {
+    /// User code of the call begins, on the main thread or elsewhere. False: it was cancelled before.
+    #[must_use]
+    pub fn starting(&self, task: &Incoming, on_main: bool) -> bool {
         self.0.execution.depth.store(task.depth, Ordering::Relaxed);
         if let Some(evidence) = self.0.evidence.get().filter(|_| task.lease.is_some()) {
             evidence.starting(task.sequence);
         }
-        if on_main {
-            lock(&self.0.execution.state).main_task = Some(task.task_id);
+        let mut state = lock(&self.0.execution.state);
+        if state.running.get(&task.task_id).copied().unwrap_or(false) {
+            return false;
         }
+        if on_main {
+            state.main_task = Some(task.task_id);
+        }
+        true
+    }
+
+    /// User code on the main thread is over: an interrupt that comes now is too late.
+    pub fn user_code_ended(&self) {
+        lock(&self.0.execution.state).main_task = None;
+    }
+
+    /// Whether a signal on the main thread is a cancellation of what runs there.
+    pub fn is_interrupt_wanted(&self) -> bool {
+        let state = lock(&self.0.execution.state);
+        state
+            .main_task
+            .is_some_and(|task| state.running.get(&task).copied().unwrap_or(false))
     }
 
     /// Whether the call was cancelled while it ran.

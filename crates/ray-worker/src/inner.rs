@@ -97,6 +97,8 @@ pub(crate) struct State {
     pub retries: Vec<(Instant, Retry)>,
     /// Objects to free on other nodes.
     pub frees: FxHashMap<NodeId, Vec<u8>>,
+    /// This process let go of objects through its ring since the raylet was last told to read it.
+    pub ring_dirty: bool,
     /// Why the raylet's link ended.
     pub raylet_gone: Option<String>,
     pub timer_due: Option<Instant>,
@@ -115,7 +117,8 @@ pub(crate) struct Inner {
     pub details_json: String,
     pub auth_token: Option<ray_rpc::AuthToken>,
     pub raylet: Arc<Link>,
-    pub store: StoreClient,
+    /// Tools have none.
+    pub store: Option<StoreClient>,
     pub state: Mutex<State>,
     pub dropped: crossbeam_queue::SegQueue<ObjectId>,
     pub drops_noted: AtomicBool,
@@ -200,6 +203,13 @@ impl Inner {
         let mut state = self.lock();
         self.count_drops(&mut state);
         Ok(state)
+    }
+
+    /// This node's object store. Tools have none.
+    pub fn store(&self) -> Result<&StoreClient, WorkerError> {
+        self.store
+            .as_ref()
+            .ok_or_else(|| WorkerError::Invalid("a tool holds no objects".into()))
     }
 
     /// Whether this process may use the runtime.
@@ -429,7 +439,9 @@ impl CoreWorker {
             return;
         }
         self.0.logs.close();
-        self.0.store.close();
+        if let Ok(store) = self.0.store() {
+            store.close();
+        }
         self.0.reactor.stop();
     }
 }

@@ -15,7 +15,10 @@ use ray_ownership::lineage::NotRebuildable;
 use ray_rpc::{WaitOutcome, Waiter};
 use ray_store::{Extent, Lookup, StoreError};
 use ray_wire::layout::{ErrorValue, StoredLayout, ERROR_OBJECT_LOST, ERROR_RECONSTRUCTION_FAILED};
-use ray_wire::{id_bytes, kinds, AddLocation, ExtentLent, FetchFailed, FetchObject, ReportLost, RequestExtent};
+use ray_wire::{
+    id_bytes, kinds, AddLocation, ExtentInfo, ExtentLent, FetchFailed, FetchObject, ReportLost, RequestExtent,
+    ReturnExtents,
+};
 
 use crate::gcs::{interrupted, WAIT_SLICE};
 use crate::inner::{CoreWorker, Inner, Pending, PendingEntry, Reference, Retry, State};
@@ -240,7 +243,7 @@ impl Inner {
             return true;
         }
         match reference.slot.value() {
-            SlotValue::Stored { .. } => self.store.contains(&reference.id),
+            SlotValue::Stored { .. } => self.store().is_ok_and(|store| store.contains(&reference.id)),
             _ => true,
         }
     }
@@ -258,7 +261,7 @@ impl Inner {
 
     /// Reads an object of this node's store, if it is there.
     pub fn read_stored(&self, object: &ObjectId) -> Result<Option<Value>, WorkerError> {
-        match self.store.get(object)? {
+        match self.store()?.get(object)? {
             Lookup::Found(pinned) => match StoredLayout::read(&pinned) {
                 Some(layout) => Ok(Some(Value::Stored(StoredValue { pinned, layout }))),
                 None => {
@@ -296,7 +299,7 @@ impl Inner {
                 if self.await_value(&mut state, reference.id, Wake::Group(group.clone())) {
                     registered.push(*index);
                 } else if !matches!(reference.slot.value(), SlotValue::Stored { .. })
-                    || self.store.contains(&reference.id)
+                    || self.store().is_ok_and(|store| store.contains(&reference.id))
                 {
                     group.arrive();
                 } else {
@@ -533,7 +536,7 @@ impl Inner {
         let (layout, contained) = value.plan(owner);
         let size = layout.total_bytes as u64;
         let mut writer = loop {
-            match self.store.create(object, size) {
+            match self.store()?.create(object, size) {
                 Ok(writer) => break writer,
                 Err(StoreError::NeedExtent { bytes }) => self.request_extent(bytes, object)?,
                 Err(error) => return Err(error.into()),
@@ -588,12 +591,22 @@ impl Inner {
         if !lent.error.is_empty() {
             return Err(WorkerError::StoreFull(lent.error));
         }
-        let extent = lent.extent.unwrap_or_default();
-        self.store.add_extent(Extent {
-            offset: extent.offset,
-            len: extent.length,
-            reserved: extent.reserved,
-        })?;
-        Ok(())
+        self.take_extent(&lent.extent.unwrap_or_default())
+    }
+
+    /// Takes room that the raylet lent. Where its pages cannot be had it goes back at once.
+    pub fn take_extent(&self, lent: &ExtentInfo) -> Result<(), WorkerError> {
+        let extent = Extent {
+            offset: lent.offset,
+            len: lent.length,
+            reserved: lent.reserved,
+        };
+        let Err(error) = self.store()?.add_extent(extent) else {
+            return Ok(());
+        };
+        let message = ReturnExtents { extents: vec![*lent] };
+        self.raylet
+            .send(kinds::RETURN_EXTENTS, 0, ray_wire::encode(&message), &[])?;
+        Err(WorkerError::StoreFull(error.to_string()))
     }
 }

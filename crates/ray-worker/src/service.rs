@@ -358,7 +358,7 @@ impl WorkerService {
                 Ok(())
             }
             kinds::RECALL_EXTENTS => {
-                let extents = core.store.unused(u64::MAX);
+                let extents = core.store()?.unused(u64::MAX);
                 let extents = extents
                     .iter()
                     .map(|extent| ExtentInfo {
@@ -600,10 +600,9 @@ impl WorkerService {
                 }
             }
             drop(state);
-            core.on_exit_process(&ExitProcess {
-                reason: format!("the raylet is gone: {reason}"),
-                force: false,
-            });
+            if core.role == crate::connect::Role::Worker && !core.shut_down.load(std::sync::atomic::Ordering::Acquire) {
+                crate::execute::end_with_node();
+            }
             return;
         }
         let said = link_state(link);

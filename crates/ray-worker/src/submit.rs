@@ -262,6 +262,10 @@ impl Inner {
         let mut pinned: Vec<ObjectId> = references.iter().map(|reference| reference.object).collect();
         pinned.extend(placed.contained.iter().map(|contained| contained.object));
         pinned.extend(placed.reference.iter().map(|reference| reference.id));
+        if let Some(actor) = actor {
+            // A call keeps its actor in scope until it is answered.
+            pinned.push(crate::actors::handle_object(actor));
+        }
         for object in &pinned {
             state.refs.add_submitted(object);
         }

@@ -9,6 +9,7 @@ import atexit
 import faulthandler
 import io
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,13 @@ def main(config: dict[str, Any]) -> int:
     global_worker.pid = os.getpid()
     global_worker.session_name = core.details().get("session_name", "")
     executor = global_worker.executor = Executor(core)
+
+    def interrupt(_signum: int, _frame: Any) -> None:
+        # A cancellation that comes after its task's own code must not hit the runtime's.
+        if core.is_interrupt_wanted():
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
     current.context = SubmissionContext(core, core.job_id(), "", {})
     while True:
         try:
