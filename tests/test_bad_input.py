@@ -197,7 +197,13 @@ def test_init_twice():
     ids=str,
 )
 def test_arguments_of_init(arguments):
-    source = f"import ray\ntry:\n ray.init('local', **{arguments!r})\nexcept (ValueError, TypeError, RuntimeError) as e:\n print('refused', e)"
+    source = f"""
+import ray
+try:
+    ray.init("local", **{arguments!r})
+except (ValueError, TypeError, RuntimeError) as error:
+    print("refused", error)
+"""
     result = run_program(source)
     assert "refused" in result.stdout
     assert any(word in result.stdout for word in (*arguments, "CPU", "'a'", "store", "label", "nonnegative"))
