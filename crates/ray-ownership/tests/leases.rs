@@ -210,7 +210,7 @@ fn a_broken_lease_with_evidence_costs_only_what_was_started() {
         [],
         "told twice"
     );
-    assert_eq!(pushes(&grant(&mut client, 4, 3, 0)), [push(3, 3, 100)]);
+    assert_eq!(pushes(&grant(&mut client, 2, 3, 0)), [push(3, 3, 100)]);
 }
 
 #[test]

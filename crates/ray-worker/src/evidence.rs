@@ -1,7 +1,8 @@
-//! The evidence of starting: one shared word in which a worker notes the sequence that it starts before user code runs,
-//! so that after its death the raylet knows what was not started.
+//! The evidence of starting: two shared words. In the first a worker notes the sequence that it starts before user code
+//! runs, so that after its death the raylet knows what was not started; in the second the sequence that it finished, so
+//! that the raylet knows an idle lease from a busy one.
 //!
-//! Invariant: 1. The word only grows while a lease lasts, and only this process writes it.
+//! Invariant: 1. The words only grow while a lease lasts, and only this process writes them.
 
 use std::fs::OpenOptions;
 use std::path::Path;
@@ -35,7 +36,7 @@ impl Evidence {
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(io)?;
         let offset = index * 8;
         let page_offset = offset / PAGE_BYTES * PAGE_BYTES;
-        if offset + 8 > file.metadata().map_err(io)?.len() {
+        if offset + 16 > file.metadata().map_err(io)?.len() {
             return Err(WorkerError::Invalid(format!(
                 "the evidence file {} has no word {index}",
                 path.display()
@@ -56,6 +57,12 @@ impl Evidence {
         // SAFETY: the offset lies within the page that was just mapped, and is a multiple of 8.
         let word = unsafe { page.cast::<u8>().add((offset - page_offset) as usize) }.cast::<AtomicU64>();
         Ok(Self { page, word })
+    }
+
+    /// Notes that this sequence, and all before it, are over: the worker is idle if nothing else was started.
+    pub fn finished(&self, sequence: u64) {
+        // SAFETY: the raylet gives each worker a whole cache line of words, of which this is the second.
+        unsafe { (*self.word.add(1)).store(sequence, Ordering::Release) };
     }
 
     /// Notes that this sequence is being started.

@@ -940,6 +940,9 @@ impl CoreWorker {
         if state.main_task == Some(task.task_id) {
             state.main_task = None;
         }
+        if let Some(evidence) = self.0.evidence.get().filter(|_| task.lease.is_some()) {
+            evidence.finished(task.sequence);
+        }
         let limit = task.template.max_calls;
         if limit > 0 && task.lease.is_some() {
             let calls = state.calls.entry(task.template.function_id.clone()).or_default();

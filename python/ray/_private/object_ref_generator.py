@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ray._private.ray_constants import NUM_RETURNS_DYNAMIC, NUM_RETURNS_STREAMING
+from ray._private.ray_constants import NUM_RETURNS_STREAMING
 from ray._raylet import ObjectRef
 
 if TYPE_CHECKING:
@@ -148,25 +148,6 @@ class ObjectRefGenerator(Generic[T]):
         )
 
 
-class DynamicObjectRef(ObjectRef):
-    """The one reference of a ``num_returns="dynamic"`` call, which can also be iterated directly."""
-
-    def __iter__(self) -> Generator[ObjectRef[Any], None, None]:
-        import ray
-
-        yield from ray.get(self)
-
-
-def dynamic_reference(reference: ObjectRef[Any]) -> ObjectRef[Any]:
-    """`reference` as one that can be iterated; the plain one where the extension makes no reference of another."""
-    try:
-        return DynamicObjectRef(reference)  # type: ignore[arg-type]
-    except TypeError:
-        return reference
-
-
 def wrapper_of(num_returns: int) -> Callable[[Any], Any] | None:
     """What is made of the extension's answer to a call with this many returns; None where it is passed on as it is."""
-    if num_returns == NUM_RETURNS_STREAMING:
-        return ObjectRefGenerator
-    return dynamic_reference if num_returns == NUM_RETURNS_DYNAMIC else None
+    return ObjectRefGenerator if num_returns == NUM_RETURNS_STREAMING else None
