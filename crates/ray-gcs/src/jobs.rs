@@ -3,7 +3,7 @@
 //! It refuses work for a job that is over.
 //!
 //! Invariants:
-//! 1. Numbers count from 1 and are never given twice; one driver gets one job however often it asks.
+//! 1. Numbers count from 1 and are never given twice; one driver has one running job however often it asks.
 //! 2. Of a finished job nothing lives but its detached actors and groups; keys bound to it go with the last such actor.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -54,15 +54,10 @@ impl Gcs {
         if driver.node().ok() != Some(node) || driver.worker().is_err() {
             return invalid("a job is added by the raylet of its driver's node");
         }
-        let known = self
-            .jobs
-            .rows
-            .iter()
-            .find(|(_, row)| row.driver.as_ref() == Some(&driver));
-        if let Some((job, row)) = known {
-            if row.finished {
-                return invalid(format!("job {job} of this driver is over"));
-            }
+        // A finished job of the driver was taken for over while the answer to its registration was lost with a link: the
+        // driver has not begun yet and gets another.
+        let mut running = self.jobs.rows.iter().filter(|(_, row)| !row.finished);
+        if let Some((job, _)) = running.find(|(_, row)| row.driver.as_ref() == Some(&driver)) {
             return GcsReply {
                 number: u64::from(job.int()),
                 ..done()

@@ -321,6 +321,8 @@ impl Gcs {
             GcsCall::KvDelete(_) => true,
             _ => false,
         };
+        // A job is found by its driver, so its registration need not be remembered, and must not: see `add_job`.
+        let remember = id != 0 && !matches!(call, GcsCall::AddJob(_));
         let reply = match call {
             GcsCall::KvPut(put) => Some(self.kv_put(put)),
             GcsCall::KvGet(key) => self.kv_get(node, correlation, key),
@@ -344,7 +346,7 @@ impl Gcs {
             GcsCall::Drain(drain) => Some(self.drain_node(drain)),
         };
         let Some(reply) = reply else { return };
-        if id != 0 {
+        if remember {
             self.remember_request(id, reply.clone(), store);
         }
         self.reply(node, correlation, reply);

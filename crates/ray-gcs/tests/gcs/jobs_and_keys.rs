@@ -286,3 +286,22 @@ fn channels_reach_their_subscribers() {
     );
     assert_eq!(world.publications(first).len(), before);
 }
+
+#[test]
+fn a_driver_whose_registration_was_lost_with_a_link_gets_a_job_that_runs() {
+    let mut world = World::new();
+    let node = world.add_node(1, 4);
+    let add = || {
+        GcsCall::AddJob(AddJob {
+            driver: Some(address(node, worker_id(1))),
+            ..AddJob::default()
+        })
+    };
+    assert_eq!(world.ask_as(node, worker_id(1), 77, add()).unwrap().number, 1);
+    world.link_down(node);
+    // The answer did not arrive, so the node names no driver and asks again.
+    world.register(registration(node, cpus(4)));
+    let again = world.ask_as(node, worker_id(1), 77, add()).unwrap();
+    assert_eq!((again.error.as_str(), again.number), ("", 2));
+    assert_eq!(world.query(r#"{"method": "health"}"#)["jobs_running"], 1);
+}
