@@ -193,7 +193,7 @@ impl Loop<'_> {
                     self.runtime,
                     task.get(),
                     &py.None().into_bound(py),
-                    Some(error.value(py).as_any()),
+                    Some(&raised(py, error)),
                 )
             }
             Err(error) if error.is_instance_of::<PySystemExit>(py) => {
@@ -204,7 +204,7 @@ impl Loop<'_> {
                 self.runtime,
                 task.get(),
                 &py.None().into_bound(py),
-                Some(error.value(py).as_any()),
+                Some(&raised(py, error)),
             ),
         };
         set_current_task(None);
@@ -458,7 +458,7 @@ pub fn finish(
     let outcome = match exception {
         None => match returns(runtime, task, value) {
             Ok(values) => Outcome::Returns(values),
-            Err(error) => failed(runtime, task, &raised(py, &error))?,
+            Err(error) => failed(runtime, task, &raised(py, error))?,
         },
         Some(exception) => failed(runtime, task, exception)?,
     };
@@ -467,21 +467,16 @@ pub fn finish(
         Err(error) => {
             // The returns could not be placed (a full store): the caller is told so.
             let error = worker_error(py, error);
-            let outcome = failed(runtime, task, &raised(py, &error))?;
+            let outcome = failed(runtime, task, &raised(py, error))?;
             py.detach(|| worker.reply(&task.incoming, outcome))
                 .map_err(|error| worker_error(py, error))
         }
     }
 }
 
-/// The exception with its traceback, which the interpreter keeps beside it.
-fn raised<'py>(py: Python<'py>, error: &PyErr) -> Bound<'py, PyAny> {
-    let value = error.value(py).as_any().clone();
-    if let Some(traceback) = error.traceback(py) {
-        // An exception that refuses its traceback is told without one.
-        let _ = value.setattr(intern!(py, "__traceback__"), traceback);
-    }
-    value
+/// The exception with its traceback, which only taking it out of a `PyErr` sets.
+fn raised(py: Python<'_>, error: PyErr) -> Bound<'_, PyAny> {
+    error.into_value(py).into_bound(py).into_any()
 }
 
 /// The outcome of a call that raised.

@@ -68,6 +68,8 @@ pub(crate) struct ActorEntry {
     pub owned: bool,
     pub detached: bool,
     pub watched: bool,
+    /// `ray.kill` was called for this incarnation: it takes no further calls, whatever is said of it.
+    pub killed_incarnation: Option<u64>,
     /// The call that creates it, until it is registered.
     pub creation: Option<Box<ActorCreation>>,
     /// Counted while it may be created again.
@@ -89,6 +91,7 @@ impl ActorEntry {
             owned: false,
             detached: false,
             watched: false,
+            killed_incarnation: None,
             creation: None,
             creation_pins: Vec::new(),
             unavailable: Vec::new(),
@@ -302,10 +305,21 @@ impl CoreWorker {
 
     /// `ray.kill`.
     pub fn kill_actor(&self, actor: ActorId, no_restart: bool) -> Result<(), WorkerError> {
-        self.gcs_send(GcsCall::KillActor(KillActor {
+        let mut state = self.0.enter()?;
+        let kill = KillActor {
             actor_id: id_bytes(actor.as_bytes()),
             no_restart,
-        }))
+        };
+        self.0.ask_gcs(&mut state, GcsCall::KillActor(kill), Pending::Ignored)?;
+        // What is called from now on must not reach the process that is about to end: it waits for news.
+        let mut commands = Vec::new();
+        if let Some(entry) = state.actors.get_mut(&actor) {
+            let incarnation = entry.incarnation;
+            entry.killed_incarnation = Some(incarnation);
+            entry.calls.disconnected(incarnation, &mut commands);
+        }
+        self.0.carry_out_actor(&mut state, actor, commands);
+        Ok(())
     }
 
     /// State, incarnation and death of an actor, as known here.
@@ -460,6 +474,13 @@ impl Inner {
             return Ok(());
         };
         if entry.state == ACTOR_DEAD || news.incarnation < entry.incarnation {
+            return Ok(());
+        }
+        if news.state == ACTOR_ALIVE
+            && entry
+                .killed_incarnation
+                .is_some_and(|killed| news.incarnation <= killed)
+        {
             return Ok(());
         }
         entry.state = news.state;
