@@ -204,7 +204,8 @@ def test_node_affinity_snippet():
 
 def test_exceptions_of_the_documents_exist():
     for name in (
-        "RayError RayTaskError RayActorError ObjectLostError ObjectFetchTimedOutError GetTimeoutError TaskCancelledError"
+        "RayError RayTaskError RayActorError ObjectLostError ObjectFetchTimedOutError GetTimeoutError "
+        "TaskCancelledError"
     ).split():
         assert issubclass(getattr(ray.exceptions, name), Exception)
 
