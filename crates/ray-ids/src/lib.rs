@@ -23,7 +23,11 @@ pub struct IdError {
 
 impl fmt::Display for IdError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} needs {} bytes, got {}", self.kind, self.expected_bytes, self.found)
+        write!(
+            f,
+            "{} needs {} bytes, got {}",
+            self.kind, self.expected_bytes, self.found
+        )
     }
 }
 
@@ -49,7 +53,10 @@ pub fn from_hex(text: &str) -> Option<Vec<u8>> {
     if text.len() % 2 != 0 || !text.is_ascii() {
         return None;
     }
-    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).ok()).collect()
+    (0..text.len())
+        .step_by(2)
+        .map(|i| u8::from_str_radix(&text[i..i + 2], 16).ok())
+        .collect()
 }
 
 macro_rules! define_id {
@@ -312,7 +319,10 @@ mod tests {
     fn wrong_lengths_and_bad_text_are_refused_by_name() {
         let error = TaskId::from_binary(&[1, 2]).unwrap_err();
         assert_eq!(error.to_string(), "TaskID needs 24 bytes, got 2 bytes");
-        assert!(JobId::from_hex("zz").unwrap_err().to_string().contains("not hexadecimal"));
+        assert!(JobId::from_hex("zz")
+            .unwrap_err()
+            .to_string()
+            .contains("not hexadecimal"));
         assert_eq!(JobId::from_hex("01000000").unwrap(), JobId::from_int(1));
         assert!(NodeId::NIL.is_nil());
         assert_eq!(NodeId::NIL.hex(), "ff".repeat(28));

@@ -154,7 +154,10 @@ pub struct GcsRequest {
     /// The process that asks; the raylet fills it in.
     #[prost(message, optional, tag = "2")]
     pub sender: Option<Address>,
-    #[prost(oneof = "GcsCall", tags = "10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29")]
+    #[prost(
+        oneof = "GcsCall",
+        tags = "10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29"
+    )]
     pub call: Option<GcsCall>,
 }
 

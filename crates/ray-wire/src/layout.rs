@@ -156,8 +156,16 @@ impl StoredLayout {
 
     /// Reads the layout of a stored object.
     pub fn read(object: &[u8]) -> Option<StoredLayout> {
-        let u32_at = |at: usize| object.get(at..at + 4).map(|b| u32::from_le_bytes(b.try_into().unwrap_or_default()));
-        let u64_at = |at: usize| object.get(at..at + 8).map(|b| u64::from_le_bytes(b.try_into().unwrap_or_default()));
+        let u32_at = |at: usize| {
+            object
+                .get(at..at + 4)
+                .map(|b| u32::from_le_bytes(b.try_into().unwrap_or_default()))
+        };
+        let u64_at = |at: usize| {
+            object
+                .get(at..at + 8)
+                .map(|b| u64::from_le_bytes(b.try_into().unwrap_or_default()))
+        };
         if u32_at(0)? != MAGIC {
             return None;
         }
@@ -199,7 +207,12 @@ mod tests {
     #[test]
     fn what_was_planned_is_read_back() {
         let owner = WorkerId::from_random();
-        let contained = ReferenceList { references: vec![ReferenceInfo { object_id: Bytes::from_static(b"x"), owner: None }] };
+        let contained = ReferenceList {
+            references: vec![ReferenceInfo {
+                object_id: Bytes::from_static(b"x"),
+                owner: None,
+            }],
+        };
         let encoded = contained.encode_to_vec();
         let layout = StoredLayout::plan(FORMAT_PICKLE, owner, 10, &[100, 0, 7], encoded.len());
         let mut object = vec![0; layout.total_bytes];

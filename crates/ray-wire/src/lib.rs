@@ -36,7 +36,10 @@ pub const INLINE_LIMIT_BYTES: usize = 100 * 1024;
 pub enum WireError {
     /// The header's bytes are not a message of its kind.
     #[error("a {message} header did not decode: {source}")]
-    Header { message: &'static str, source: prost::DecodeError },
+    Header {
+        message: &'static str,
+        source: prost::DecodeError,
+    },
     /// An id in a message has the wrong length.
     #[error("a message holds a bad id: {0}")]
     Id(#[from] ray_ids::IdError),
