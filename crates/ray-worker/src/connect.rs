@@ -19,7 +19,8 @@ use rustc_hash::FxHashMap;
 
 use crate::execute::ExecutionQueue;
 use crate::inner::{CoreWorker, Inner, State};
-use crate::service::{LogQueue, WorkerService};
+use crate::logs::LogQueue;
+use crate::service::WorkerService;
 use crate::slot::lock;
 use crate::WorkerError;
 

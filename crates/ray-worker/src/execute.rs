@@ -15,21 +15,18 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ray_ids::{ActorId, JobId, LeaseId, ObjectId, TaskId, WorkerId};
-use ray_rpc::{Link, WaitOutcome, Waiter};
+use ray_rpc::{Link, Waiter};
 use ray_wire::{
-    id_bytes, kinds, ActorCreated, ActorCreation, Address, CancelTask, CreateActor, DeathCause, ExitProcess,
-    GeneratorItem, LeaseAssigned, PushTask, ReferenceArgument, RetainedBorrow, ReturnValue, TaskReply, TaskTemplate,
-    TasksRecalled, WorkerBlocked, WorkerExiting, WorkerUnblocked, REPLY_CANCELLED, REPLY_EXCEPTION, REPLY_OK,
-    REPLY_STALE_INCARNATION, REPLY_STALE_LEASE, REPLY_UNKNOWN_TEMPLATE,
+    id_bytes, kinds, ActorCreation, Address, CreateActor, ExitProcess, LeaseAssigned, PushTask, ReferenceArgument,
+    TaskReply, TaskTemplate, TasksRecalled, REPLY_STALE_INCARNATION, REPLY_STALE_LEASE, REPLY_UNKNOWN_TEMPLATE,
 };
 use rustc_hash::FxHashMap;
 
-use crate::gcs::{interrupted, WAIT_SLICE};
 use crate::generators::item_id;
-use crate::inner::{CoreWorker, Inner, Reference};
+use crate::inner::Inner;
 use crate::links::link_state;
-use crate::slot::{lock, Group, SlotValue};
-use crate::value::{Contained, InlineValue, Serialized, Value};
+use crate::slot::{lock, Group};
+use crate::value::{Contained, InlineValue, Serialized};
 use crate::WorkerError;
 
 /// How long a call may wait for the lease that it names.
@@ -69,9 +66,9 @@ pub struct Incoming {
     /// Set where the call makes this worker an actor.
     pub creation: Option<Box<ActorCreation>>,
     pub incarnation: u64,
-    link: Arc<Link>,
-    correlation: u64,
-    items: GeneratorProgress,
+    pub(crate) link: Arc<Link>,
+    pub(crate) correlation: u64,
+    pub(crate) items: GeneratorProgress,
 }
 
 impl Incoming {
@@ -97,16 +94,16 @@ impl Incoming {
 
 /// What the consumer of a generator has taken.
 #[derive(Debug, Default)]
-struct GeneratorProgress {
-    state: Arc<Mutex<ProgressState>>,
+pub(crate) struct GeneratorProgress {
+    pub(crate) state: Arc<Mutex<ProgressState>>,
 }
 
 #[derive(Debug, Default)]
-struct ProgressState {
-    sent: u64,
-    consumed: u64,
-    abandoned: bool,
-    waiting: Option<Arc<Group>>,
+pub(crate) struct ProgressState {
+    pub(crate) sent: u64,
+    pub(crate) consumed: u64,
+    pub(crate) abandoned: bool,
+    pub(crate) waiting: Option<Arc<Group>>,
 }
 
 /// What the main thread does next.
@@ -131,30 +128,30 @@ pub enum Outcome {
 }
 
 #[derive(Debug, Default)]
-struct ExecutionState {
-    work: VecDeque<Work>,
-    lease: Option<LeaseId>,
-    past_leases: VecDeque<LeaseId>,
-    early: Vec<(Instant, Arc<Incoming>)>,
-    actor: Option<(ActorId, u64)>,
+pub(crate) struct ExecutionState {
+    pub(crate) work: VecDeque<Work>,
+    pub(crate) lease: Option<LeaseId>,
+    pub(crate) past_leases: VecDeque<LeaseId>,
+    pub(crate) early: Vec<(Instant, Arc<Incoming>)>,
+    pub(crate) actor: Option<(ActorId, u64)>,
     /// The actor's owner and the description of its methods.
-    actor_origin: Option<(Address, Bytes)>,
-    running: FxHashMap<TaskId, bool>,
-    progress: FxHashMap<TaskId, Arc<Mutex<ProgressState>>>,
-    calls: FxHashMap<Bytes, u32>,
-    exiting: Option<String>,
-    assigned: Option<Box<LeaseAssigned>>,
-    main_task: Option<TaskId>,
-    blocked: u32,
+    pub(crate) actor_origin: Option<(Address, Bytes)>,
+    pub(crate) running: FxHashMap<TaskId, bool>,
+    pub(crate) progress: FxHashMap<TaskId, Arc<Mutex<ProgressState>>>,
+    pub(crate) calls: FxHashMap<Bytes, u32>,
+    pub(crate) exiting: Option<String>,
+    pub(crate) assigned: Option<Box<LeaseAssigned>>,
+    pub(crate) main_task: Option<TaskId>,
+    pub(crate) blocked: u32,
 }
 
 /// What was pushed to this worker.
 #[derive(Debug, Default)]
 pub(crate) struct ExecutionQueue {
-    state: Mutex<ExecutionState>,
-    waiter: Waiter,
-    depth: AtomicU32,
-    main_thread: OnceLock<(ThreadId, libc::pthread_t)>,
+    pub(crate) state: Mutex<ExecutionState>,
+    pub(crate) waiter: Waiter,
+    pub(crate) depth: AtomicU32,
+    pub(crate) main_thread: OnceLock<(ThreadId, libc::pthread_t)>,
 }
 
 // SAFETY: a `pthread_t` names a thread; it is only used to signal it while the process lives.
@@ -180,12 +177,12 @@ impl ExecutionQueue {
             .unwrap_or_default()
     }
 
-    fn push(&self, work: Work) {
+    pub(crate) fn push(&self, work: Work) {
         lock(&self.state).work.push_back(work);
         self.waiter.notify();
     }
 
-    fn is_main_thread(&self) -> bool {
+    pub(crate) fn is_main_thread(&self) -> bool {
         self.main_thread
             .get()
             .is_some_and(|(thread, _)| *thread == std::thread::current().id())
@@ -343,7 +340,13 @@ impl Inner {
         state.work.push_back(Work::Task(incoming));
     }
 
-    fn refuse(&self, link: &Arc<Link>, correlation: u64, status: u32, reason: &str) -> Result<(), WorkerError> {
+    pub(crate) fn refuse(
+        &self,
+        link: &Arc<Link>,
+        correlation: u64,
+        status: u32,
+        reason: &str,
+    ) -> Result<(), WorkerError> {
         let reply = TaskReply {
             status,
             message: reason.into(),
@@ -487,60 +490,6 @@ impl Inner {
         );
     }
 
-    /// The caller wants a call given up.
-    pub fn on_cancel_task(&self, message: &CancelTask) -> Result<(), WorkerError> {
-        let task_id = TaskId::from_binary(&message.task_id).map_err(ray_wire::WireError::from)?;
-        let mut state = lock(&self.execution.state);
-        let queued = state
-            .work
-            .iter()
-            .position(|work| matches!(work, Work::Task(task) if task.task_id == task_id));
-        if let Some(Work::Task(task)) = queued.and_then(|at| state.work.remove(at)) {
-            drop(state);
-            return self.refuse(
-                &task.link,
-                task.correlation,
-                REPLY_CANCELLED,
-                "cancelled before it started",
-            );
-        }
-        let on_main = state.main_task == Some(task_id);
-        let Some(cancelled) = state.running.get_mut(&task_id) else {
-            return Ok(());
-        };
-        *cancelled = true;
-        if message.force {
-            drop(state);
-            let cause = DeathCause {
-                kind: ray_wire::DEATH_KILLED,
-                message: "the task was cancelled with force=True".into(),
-                exit_code: Some(1),
-                pid: std::process::id(),
-                ..DeathCause::default()
-            };
-            let _ = self.raylet.send(
-                kinds::WORKER_EXITING,
-                0,
-                ray_wire::encode(&WorkerExiting { cause: Some(cause) }),
-                &[],
-            );
-            self.raylet.flush();
-            // SAFETY: leaves at once, as the caller demands; nothing of this process is needed any more.
-            unsafe { libc::_exit(1) };
-        }
-        if on_main {
-            if let Some((_, thread)) = self.execution.main_thread.get() {
-                // SAFETY: the main thread lives as long as the process.
-                unsafe { libc::pthread_kill(*thread, libc::SIGINT) };
-            }
-        } else {
-            state.work.push_front(Work::Cancel(task_id));
-            drop(state);
-            self.execution.waiter.notify();
-        }
-        Ok(())
-    }
-
     /// The consumer of a generator took items, or is gone.
     pub fn on_generator_consumed(&self, task: TaskId, consumed: u64, abandoned: bool) {
         let Some(progress) = lock(&self.execution.state).progress.get(&task).cloned() else {
@@ -573,524 +522,5 @@ impl Inner {
             .exiting
             .get_or_insert_with(|| message.reason.clone());
         self.execution.push(Work::Exit(message.reason.clone()));
-    }
-
-    /// A thread is about to wait. A plain task on the main thread frees its CPU and gives back what it has not started.
-    pub fn blocked(&self, what: &str) -> Blocked<'_> {
-        let lease = {
-            let state = lock(&self.execution.state);
-            let plain = state.actor.is_none() && state.main_task.is_some() && self.execution.is_main_thread();
-            state.lease.filter(|_| plain)
-        };
-        let Some(lease) = lease else {
-            return Blocked {
-                core: self,
-                lease: None,
-            };
-        };
-        let first = {
-            let mut state = lock(&self.execution.state);
-            state.blocked += 1;
-            state.blocked == 1
-        };
-        if !first {
-            lock(&self.execution.state).blocked -= 1;
-            return Blocked {
-                core: self,
-                lease: None,
-            };
-        }
-        self.give_back(None);
-        let message = WorkerBlocked {
-            lease_id: id_bytes(lease.as_bytes()),
-            reason: what.into(),
-        };
-        let _ = self
-            .raylet
-            .send(kinds::WORKER_BLOCKED, 0, ray_wire::encode(&message), &[]);
-        Blocked {
-            core: self,
-            lease: Some(lease),
-        }
-    }
-}
-
-/// While it lives, this worker's CPU is free.
-pub(crate) struct Blocked<'a> {
-    core: &'a Inner,
-    lease: Option<LeaseId>,
-}
-
-impl Drop for Blocked<'_> {
-    fn drop(&mut self) {
-        if let Some(lease) = self.lease {
-            lock(&self.core.execution.state).blocked -= 1;
-            let message = WorkerUnblocked {
-                lease_id: id_bytes(lease.as_bytes()),
-            };
-            let _ = self
-                .core
-                .raylet
-                .send(kinds::WORKER_UNBLOCKED, 0, ray_wire::encode(&message), &[]);
-        }
-    }
-}
-
-impl CoreWorker {
-    /// Makes the calling thread the one that runs work.
-    pub fn begin_execution(&self) {
-        // SAFETY: asks for the calling thread's own name.
-        let thread = unsafe { libc::pthread_self() };
-        let _ = self.0.execution.main_thread.set((std::thread::current().id(), thread));
-    }
-
-    /// What to do next; waits for it. `None` after a signal, so that the language can look at it.
-    pub fn next_work(&self) -> Option<Work> {
-        loop {
-            {
-                let mut state = lock(&self.0.execution.state);
-                if let Some(work) = state.work.pop_front() {
-                    if let Work::Task(task) = &work {
-                        state.running.insert(task.task_id, false);
-                    }
-                    return Some(work);
-                }
-                if self.0.shut_down.load(Ordering::Acquire) {
-                    return Some(Work::Exit("the runtime was shut down".into()));
-                }
-            }
-            if let Some(reason) = &self.0.lock().raylet_gone {
-                return Some(Work::Exit(format!("the raylet is gone: {reason}")));
-            }
-            match self
-                .0
-                .reactor
-                .wait(&self.0.execution.waiter, Some(Instant::now() + 10 * WAIT_SLICE))
-            {
-                WaitOutcome::Interrupted if interrupted() => return None,
-                WaitOutcome::Stopped => return Some(Work::Exit("the runtime was stopped".into())),
-                _ => {}
-            }
-        }
-    }
-
-    /// User code of the call begins, on the main thread or elsewhere. False: it was cancelled before.
-    #[must_use]
-    pub fn starting(&self, task: &Incoming, on_main: bool) -> bool {
-        self.0.execution.depth.store(task.depth, Ordering::Relaxed);
-        if let Some(evidence) = self.0.evidence.get().filter(|_| task.lease.is_some()) {
-            evidence.starting(task.sequence);
-        }
-        let mut state = lock(&self.0.execution.state);
-        if state.running.get(&task.task_id).copied().unwrap_or(false) {
-            return false;
-        }
-        if on_main {
-            state.main_task = Some(task.task_id);
-        }
-        true
-    }
-
-    /// User code on the main thread is over: an interrupt that comes now is too late.
-    pub fn user_code_ended(&self) {
-        lock(&self.0.execution.state).main_task = None;
-    }
-
-    /// Whether a signal on the main thread is a cancellation of what runs there.
-    pub fn is_interrupt_wanted(&self) -> bool {
-        let state = lock(&self.0.execution.state);
-        state
-            .main_task
-            .is_some_and(|task| state.running.get(&task).copied().unwrap_or(false))
-    }
-
-    /// Whether the call was cancelled while it ran.
-    pub fn is_cancelled(&self, task: &TaskId) -> bool {
-        lock(&self.0.execution.state)
-            .running
-            .get(task)
-            .copied()
-            .unwrap_or(false)
-    }
-
-    /// Leaves after what runs now.
-    pub fn exit_after_call(&self, reason: &str) {
-        lock(&self.0.execution.state).exiting = Some(reason.to_owned());
-    }
-
-    /// Whether the worker is to leave.
-    pub fn is_exiting(&self) -> Option<String> {
-        lock(&self.0.execution.state).exiting.clone()
-    }
-
-    /// The lease's resources, instances and job, as the raylet last said.
-    pub fn assigned(&self) -> Option<LeaseAssigned> {
-        lock(&self.0.execution.state).assigned.as_deref().cloned()
-    }
-
-    /// The actor that this worker is, with its incarnation.
-    pub fn actor(&self) -> Option<(ActorId, u64)> {
-        lock(&self.0.execution.state).actor
-    }
-
-    /// A counted handle to the actor that this worker is, and the description of its methods.
-    pub fn own_actor_handle(&self) -> Result<(ActorId, Reference, Bytes), WorkerError> {
-        let (actor, origin) = {
-            let state = lock(&self.0.execution.state);
-            (state.actor, state.actor_origin.clone())
-        };
-        let (Some((actor, _)), Some((owner, metadata))) = (actor, origin) else {
-            return Err(WorkerError::Invalid("this process is no actor".into()));
-        };
-        let reference = self.receive_reference(crate::actors::handle_object(actor), &owner, None, None)?;
-        Ok((actor, reference, metadata))
-    }
-
-    /// The value of an argument, and the reference that keeps it while the call runs.
-    pub fn resolve_argument(
-        &self,
-        task: &Incoming,
-        argument: &ArgumentReference,
-    ) -> Result<(Value, Option<Reference>), crate::GetFailure> {
-        if let Some(value) = &argument.value {
-            return Ok((Value::Inline(Arc::new(value.clone())), None));
-        }
-        let reference = self.receive_reference(argument.object, &argument.owner, Some(task.task_id), None)?;
-        if !argument.locations.is_empty() && !reference.slot.is_ready() {
-            let mut state = self.0.enter()?;
-            for location in &argument.locations {
-                self.0.note_address(&mut state, location);
-            }
-            let stored = SlotValue::Stored {
-                bytes: 0,
-                locations: argument.locations.clone(),
-            };
-            let wakes = self.0.set_value(&mut state, argument.object, stored);
-            self.0.deliver(&mut state, wakes);
-        }
-        let value = self.get(&[&reference], None)?.pop();
-        value
-            .map(|value| (value, Some(reference)))
-            .ok_or_else(|| crate::GetFailure::Worker(WorkerError::UnknownObject(argument.object.hex())))
-    }
-
-    /// Sends one item of a generator, waiting while its consumer is too far behind. False: the consumer is gone.
-    pub fn send_item(&self, task: &Incoming, index: u64, value: Serialized) -> Result<bool, WorkerError> {
-        let backpressure = u64::from(task.template.generator_backpressure);
-        loop {
-            let group = Group::new(1);
-            {
-                let mut progress = lock(&task.items.state);
-                if progress.abandoned {
-                    return Ok(false);
-                }
-                if backpressure == 0 || index < progress.consumed + backpressure {
-                    progress.sent = index + 1;
-                    break;
-                }
-                progress.waiting = Some(group.clone());
-            }
-            if self.is_cancelled(&task.task_id) {
-                return Ok(false);
-            }
-            let slice = Instant::now() + WAIT_SLICE;
-            match self.0.wait_for(&group.waiter, Some(slice), "the consumer", || {
-                group.is_done().then_some(())
-            }) {
-                Ok(()) | Err(WorkerError::Timeout { .. }) if task.link.is_open() => {}
-                Ok(()) | Err(WorkerError::Timeout { .. }) => return Ok(false),
-                Err(error) => return Err(error),
-            }
-        }
-        if index < task.watermark {
-            return Ok(true);
-        }
-        let object = task.item_id(index);
-        let (item, payload) = self.return_value(task, object, value)?;
-        let message = GeneratorItem {
-            task_id: id_bytes(task.task_id.as_bytes()),
-            index,
-            item: Some(item),
-            attempt: task.attempt,
-        };
-        task.link.send(
-            kinds::GENERATOR_ITEM,
-            task.correlation,
-            ray_wire::encode(&message),
-            &payload,
-        )?;
-        Ok(true)
-    }
-
-    /// How many items were sent.
-    pub fn items_sent(&self, task: &Incoming) -> u64 {
-        lock(&task.items.state).sent
-    }
-
-    /// One return in its place: inline, or in the store for the caller; what it contains is held.
-    fn return_value(
-        &self,
-        task: &Incoming,
-        object: ObjectId,
-        value: Serialized,
-    ) -> Result<(ReturnValue, Vec<Bytes>), WorkerError> {
-        let inner: Vec<ObjectId> = value.contained.iter().map(|contained| contained.object).collect();
-        let mut payload = Vec::new();
-        let returned = if value.size() <= ray_wire::INLINE_LIMIT_BYTES {
-            let value = value.into_inline();
-            value.append(&mut payload);
-            ReturnValue {
-                value: Some(value.layout()),
-                object_id: id_bytes(object.as_bytes()),
-                ..ReturnValue::default()
-            }
-        } else {
-            let bytes = self.0.write_to_store(object, &value, task.caller_id)?;
-            ReturnValue {
-                stored_bytes: bytes,
-                contained: value.contained.iter().map(Contained::info).collect(),
-                object_id: id_bytes(object.as_bytes()),
-                ..ReturnValue::default()
-            }
-        };
-        if !inner.is_empty() {
-            let mut state = self.0.enter()?;
-            let mut commands = Vec::new();
-            self.0.note_address(&mut state, &task.caller);
-            state
-                .refs
-                .hold_return(task.task_id, task.caller_id, &inner, &mut commands);
-            self.0.carry_out_references(&mut state, commands);
-        }
-        Ok((returned, payload))
-    }
-
-    /// Answers a call. An error means that no answer was sent yet: answer again with an exception.
-    pub fn reply(&self, task: &Incoming, outcome: Outcome) -> Result<(), WorkerError> {
-        if task.creation.is_some() {
-            return self.reply_creation(task, outcome);
-        }
-        let mut reply = TaskReply::default();
-        let mut payload = Vec::new();
-        match outcome {
-            Outcome::Returns(values) => {
-                for (index, value) in values.into_iter().enumerate() {
-                    reply.wants_acknowledgement |= !value.contained.is_empty();
-                    let (returned, segments) = self.return_value(task, task.return_id(index as u32), value)?;
-                    reply.returns.push(returned);
-                    payload.extend(segments);
-                }
-                reply.status = REPLY_OK;
-            }
-            Outcome::Exception { value, retryable } => {
-                for index in 0..task.returns() {
-                    let (returned, segments) = self.return_value(task, task.return_id(index), value.clone())?;
-                    reply.returns.push(returned);
-                    payload.extend(segments);
-                }
-                reply.wants_acknowledgement = !value.contained.is_empty();
-                reply.status = REPLY_EXCEPTION;
-                reply.retryable = retryable;
-            }
-            Outcome::Cancelled => reply.status = REPLY_CANCELLED,
-        }
-        reply.generator_items = self.items_sent(task);
-        reply.wants_acknowledgement |= task.template.num_returns < 0 && reply.generator_items > 0;
-        reply.retained = self.end_cover(task);
-        let more = self.end_execution(task, &mut reply);
-        if more {
-            task.link.cork();
-        }
-        let sent = task
-            .link
-            .send(kinds::TASK_REPLY, task.correlation, ray_wire::encode(&reply), &payload);
-        if !more {
-            task.link.uncork();
-        }
-        if let Err(error) = sent {
-            // The caller is gone, and with it whoever wanted the answer.
-            tracing::debug!("an answer could not be sent: {error}");
-        }
-        Ok(())
-    }
-
-    /// What of the call's borrows this worker keeps.
-    fn end_cover(&self, task: &Incoming) -> Vec<RetainedBorrow> {
-        let Ok(mut state) = self.0.enter() else {
-            return Vec::new();
-        };
-        let retained = state.refs.end_of_cover(task.task_id);
-        retained
-            .into_iter()
-            .map(|(object, owner, generation)| RetainedBorrow {
-                reference: Some(ray_wire::ReferenceInfo {
-                    object_id: id_bytes(object.as_bytes()),
-                    owner: state.addresses.get(&owner).cloned(),
-                }),
-                generation,
-            })
-            .collect()
-    }
-
-    /// Notes that the call is over. Returns whether another one waits on the same link.
-    fn end_execution(&self, task: &Incoming, reply: &mut TaskReply) -> bool {
-        let mut state = lock(&self.0.execution.state);
-        state.running.remove(&task.task_id);
-        state.progress.remove(&task.task_id);
-        if state.main_task == Some(task.task_id) {
-            state.main_task = None;
-        }
-        if let Some(evidence) = self.0.evidence.get().filter(|_| task.lease.is_some()) {
-            evidence.finished(task.sequence);
-        }
-        let limit = task.template.max_calls;
-        if limit > 0 && task.lease.is_some() {
-            let calls = state.calls.entry(task.template.function_id.clone()).or_default();
-            *calls += 1;
-            if *calls >= limit {
-                state.exiting = Some(format!(
-                    "{} ran max_calls={limit} times here",
-                    task.template.function_name
-                ));
-            }
-        }
-        reply.worker_exits = state.exiting.is_some();
-        if state.exiting.is_some() {
-            let reason = state.exiting.clone().unwrap_or_default();
-            state.work.push_back(Work::Exit(reason));
-        }
-        matches!(state.work.front(), Some(Work::Task(next)) if next.link.id() == task.link.id())
-    }
-
-    fn reply_creation(&self, task: &Incoming, outcome: Outcome) -> Result<(), WorkerError> {
-        let failure = match outcome {
-            Outcome::Returns(_) => None,
-            Outcome::Exception { value, .. } => Some(DeathCause {
-                kind: ray_wire::DEATH_CONSTRUCTOR,
-                message: format!("the constructor of {} raised an exception", task.template.function_name),
-                pid: std::process::id(),
-                exception: Bytes::copy_from_slice(&value.inband),
-                ..DeathCause::default()
-            }),
-            Outcome::Cancelled => Some(DeathCause {
-                kind: ray_wire::DEATH_KILLED,
-                message: "the constructor was cancelled".into(),
-                pid: std::process::id(),
-                ..DeathCause::default()
-            }),
-        };
-        // Borrows of the constructor are known to nobody else: their owners are told directly.
-        let retained = self.end_cover(task);
-        {
-            let mut state = self.0.enter()?;
-            for borrow in &retained {
-                let Some(info) = &borrow.reference else { continue };
-                let contained = Contained::from_info(info)?;
-                let owner = contained.owner.worker()?;
-                self.0.carry_out_references(
-                    &mut state,
-                    vec![ray_ownership::ReferenceCommand::AddBorrower {
-                        owner,
-                        object: contained.object,
-                        borrower: self.0.worker_id,
-                        generation: borrow.generation,
-                    }],
-                );
-            }
-        }
-        self.end_execution(task, &mut TaskReply::default());
-        let created = ActorCreated {
-            actor_id: id_bytes(task.task_id.actor_id().as_bytes()),
-            incarnation: task.incarnation,
-            worker: Some(self.0.me.clone()),
-            pid: std::process::id(),
-            failure,
-            rejected: false,
-        };
-        task.link
-            .send(kinds::ACTOR_CREATED, task.correlation, ray_wire::encode(&created), &[])?;
-        Ok(())
-    }
-
-    /// Tells the raylet that this worker leaves of itself.
-    pub fn announce_exit(&self, reason: &str) {
-        let cause = DeathCause {
-            kind: ray_wire::DEATH_INTENDED,
-            message: reason.to_owned(),
-            exit_code: Some(0),
-            pid: std::process::id(),
-            ..DeathCause::default()
-        };
-        let _ = self.0.raylet.send(
-            kinds::WORKER_EXITING,
-            0,
-            ray_wire::encode(&WorkerExiting { cause: Some(cause) }),
-            &[],
-        );
-        self.0.raylet.flush();
-    }
-
-    /// Cancels a call of ours. With `force` its worker is killed; with `recursive` what it called is cancelled too.
-    pub fn cancel(&self, object: &ObjectId, force: bool, recursive: bool) -> Result<(), WorkerError> {
-        let mut state = self.0.enter()?;
-        self.0.cancel_task(&mut state, object.task_id(), force, recursive);
-        Ok(())
-    }
-}
-
-impl Inner {
-    /// Cancels a pending call of this process, wherever it is.
-    pub fn cancel_task(&self, state: &mut crate::inner::State, task_id: TaskId, force: bool, recursive: bool) {
-        let Some(task) = state.tasks.get_mut(&task_id) else {
-            return;
-        };
-        task.cancelled = true;
-        task.retries_left = 0;
-        let spec = task.spec.clone();
-        if let Some(actor) = spec.actor {
-            if state
-                .actors
-                .get_mut(&actor)
-                .is_some_and(|entry| entry.calls.cancel_waiting(task_id))
-            {
-                return self.finish_cancelled(state, task_id);
-            }
-        } else {
-            let mut commands = Vec::new();
-            let queued = state.leases.cancel_queued(task_id, spec.template.class, &mut commands);
-            self.carry_out_leases(state, commands);
-            if queued || state.tasks.get(&task_id).is_some_and(|task| task.unresolved > 0) {
-                return self.finish_cancelled(state, task_id);
-            }
-        }
-        let worker = match spec.actor.and_then(|actor| state.actors.get(&actor)) {
-            Some(entry) => match entry.calls.status() {
-                ray_ownership::actor_calls::ActorStatus::Alive { worker, .. } => Some(*worker),
-                _ => None,
-            },
-            None => state.leases.lease_of(&task_id).map(|(_, lease)| lease.worker),
-        };
-        if let Some(Ok(link)) = worker.map(|worker| self.worker_link(state, worker)) {
-            let message = CancelTask {
-                task_id: id_bytes(task_id.as_bytes()),
-                force,
-                recursive,
-            };
-            let _ = link.send(kinds::CANCEL_TASK, 0, ray_wire::encode(&message), &[]);
-        }
-    }
-
-    /// Cancels what a task called.
-    pub fn cancel_children(&self, parent: TaskId, force: bool) {
-        let mut state = self.lock();
-        let children: Vec<TaskId> = state
-            .tasks
-            .iter()
-            .filter(|(_, task)| task.spec.parent == parent)
-            .map(|(id, _)| *id)
-            .collect();
-        for child in children {
-            self.cancel_task(&mut state, child, force, true);
-        }
     }
 }

@@ -131,7 +131,7 @@ pub(crate) struct Inner {
     pub execution: ExecutionQueue,
     pub started: Instant,
     pub shut_down: AtomicBool,
-    pub logs: crate::service::LogQueue,
+    pub logs: crate::logs::LogQueue,
     pub evidence: OnceLock<crate::evidence::Evidence>,
 }
 

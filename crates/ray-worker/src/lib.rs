@@ -10,17 +10,23 @@
 //! 3. Every request that is sent has an entry in `pending`, which ends with its answer, its link or its deadline.
 
 mod actors;
+mod answer;
 mod borrowing;
+mod cancel;
 mod connect;
 mod error;
 mod evidence;
 mod execute;
+mod failures;
 mod gcs;
 mod generators;
 mod inner;
 mod links;
+mod logs;
+mod main_thread;
 mod objects;
 mod replies;
+mod sending;
 mod service;
 mod slot;
 mod submit;
@@ -34,8 +40,8 @@ pub use execute::{ArgumentReference, Incoming, Outcome, Work};
 pub use gcs::set_interrupt_check;
 pub use generators::{NextItem, Stream};
 pub use inner::{CoreWorker, Reference};
+pub use logs::LogEntry;
 pub use objects::{GetFailure, WaitResult};
-pub use service::LogEntry;
 pub use slot::{Completions, Slot};
 pub use submit::{Arguments, PassedReference, Submitted};
 pub use template::{Template, TemplateOptions};
