@@ -76,7 +76,9 @@ class Progress:
 
 
 @ray.remote
-def map_files(paths: list[str], reducers: int, progress: ray.actor.ActorHandle) -> list[dict[str, Counts]]:
+def map_files(
+    paths: list[str], reducers: int, progress: ray.actor.ActorHandle
+) -> list[dict[str, Counts]] | dict[str, Counts]:
     """Counts the words of some files. Returns one part for each reducer: term -> {document: count}."""
     parts: list[dict[str, Counts]] = [{} for _ in range(reducers)]
     files = words = 0
@@ -91,7 +93,8 @@ def map_files(paths: list[str], reducers: int, progress: ray.actor.ActorHandle) 
             files = words = 0
     # The last totals must be counted before this task is done.
     ray.get(progress.add.remote(files, words))
-    return parts
+    # A task with one return returns the value itself.
+    return parts if reducers > 1 else parts[0]
 
 
 @ray.remote

@@ -72,9 +72,11 @@ class Worker:
         """Whether the data is a read-only view rather than a copy."""
         return not self.pictures.flags.writeable and not self.pictures.flags.owndata
 
-    def gradients(self, *parts: np.ndarray) -> list[np.ndarray]:
+    def gradients(self, *parts: np.ndarray) -> list[np.ndarray] | np.ndarray:
         """The gradient of each shard."""
-        return np.array_split(gradient(np.concatenate(parts), self.pictures, self.labels), self.shards)
+        whole = gradient(np.concatenate(parts), self.pictures, self.labels)
+        # A call with one return returns the value itself.
+        return np.array_split(whole, self.shards) if self.shards > 1 else whole
 
 
 def train_serial(shares: list[tuple[np.ndarray, np.ndarray]], steps: int, rate: float) -> np.ndarray:

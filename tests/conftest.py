@@ -276,6 +276,16 @@ def running_program(source: str, *arguments: str, environment: dict[str, str] | 
                 process.stdout.close()
 
 
+def wait_for_line(program: Any, text: str) -> str:
+    """The first line of a running program's output that has `text`; fails where it ends without one."""
+    seen = []
+    for line in program.stdout:
+        seen.append(line)
+        if text in line:
+            return line
+    raise AssertionError(f"the program ended without {text!r}:\n{''.join(seen)}")
+
+
 def run_ray(*arguments: str, timeout: float = 60, environment: dict[str, str] | None = None) -> Any:
     """Runs the command `ray` and returns its result."""
     return subprocess.run(

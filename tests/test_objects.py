@@ -2,7 +2,6 @@
 
 import gc
 import json
-import pickle
 
 import numpy as np
 import pytest
@@ -165,7 +164,7 @@ def test_more_than_the_store_holds_is_spilled_and_comes_back():
         value = ray.get(reference, timeout=60)
         assert int(value[0]) == number and int(value[-1]) == number
         del value
-    del arrays
+    del arrays, reference
     wait_for_condition(lambda: stored_bytes() < MEGABYTE, timeout=20)
 
 
@@ -187,9 +186,6 @@ def test_put_of_a_reference_is_refused():
 def test_a_reference_pickled_by_hand_still_works():
     reference = ray.put("value")
     assert ray.get(ray.cloudpickle.loads(ray.cloudpickle.dumps(reference))) == "value"
-    with pytest.raises((TypeError, pickle.PicklingError, ray.exceptions.RayError)) as caught:
-        pickle.dumps(lambda: 1)
-    assert caught.value is not None
 
 
 def test_custom_serializers():

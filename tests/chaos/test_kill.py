@@ -14,6 +14,7 @@ from conftest import (
     remember_nodes,
     running_program,
     wait_for_condition,
+    wait_for_line,
 )
 
 import ray
@@ -229,8 +230,7 @@ print("ready", flush=True)
 def test_the_driver(end):
     ray.shutdown()
     with running_program(DRIVER.format(store=STORE_BYTES, end=end)) as program:
-        line = program.stdout.readline()
-        assert "ready" in line, line + program.stdout.read()
+        wait_for_line(program, "ready")
         remember_nodes()
         program.wait(30)
     assert_no_leaks()
@@ -239,8 +239,7 @@ def test_the_driver(end):
 def test_ctrl_c_twice():
     ray.shutdown()
     with running_program(DRIVER.format(store=STORE_BYTES, end="ray.get(running)")) as program:
-        line = program.stdout.readline()
-        assert "ready" in line, line + program.stdout.read()
+        wait_for_line(program, "ready")
         remember_nodes()
         program.send_signal(signal.SIGINT)
         time.sleep(0.05)
@@ -252,7 +251,7 @@ def test_ctrl_c_twice():
 def test_a_stopped_driver_is_not_a_dead_one(cluster):
     # A process that is merely stopped for a while keeps its cluster.
     with running_program(DRIVER.format(store=STORE_BYTES, end="print(ray.get(actor.ping.remote()).sum())")) as program:
-        assert "ready" in program.stdout.readline()
+        wait_for_line(program, "ready")
         remember_nodes()
         program.send_signal(signal.SIGSTOP)
         time.sleep(1.0)
