@@ -7,7 +7,9 @@
 //! 3. A lease has one owner. An actor runs no more calls at once than it may, each caller's in order.
 //! 4. When every program is over: no call is unfinished; nothing is counted, held, leased, reserved or stored.
 
-use ray_ids::{NodeId, ObjectId, WorkerId};
+use std::collections::BTreeSet;
+
+use ray_ids::{NodeId, ObjectId, TaskId, WorkerId};
 
 use crate::model::{CallKind, Place, Push, Reference};
 use crate::world::{Event, World, MS};
@@ -27,7 +29,10 @@ impl World {
         self.truth.freed.insert(object);
         let mut holder = None;
         for process in self.processes.values() {
-            let frames = process.frames.values().flat_map(|frame| frame.variables.iter().chain(&frame.arguments));
+            let frames = process
+                .frames
+                .values()
+                .flat_map(|frame| frame.variables.iter().chain(&frame.arguments));
             if frames.chain(&process.kept).any(|reference| reference.object == object) {
                 holder = Some(process.id);
             }
@@ -41,7 +46,9 @@ impl World {
     pub(crate) fn check_arrival(&mut self, process: WorkerId, reference: &Reference) {
         let object = reference.object;
         if self.truth.freed.contains(&object) && !self.truth.tainted.contains(&object) {
-            self.fail(format!("{object} was freed before a reference to it arrived in {process}"));
+            self.fail(format!(
+                "{object} was freed before a reference to it arrived in {process}"
+            ));
         }
     }
 
@@ -52,35 +59,52 @@ impl World {
         *starts += 1;
         if *starts > 1 {
             let attempt = push.attempt;
-            return self.fail(format!("attempt {attempt} of {task} was started twice, the second time in {worker}"));
+            return self.fail(format!(
+                "attempt {attempt} of {task} was started twice, the second time in {worker}"
+            ));
         }
         let is_constructor = matches!(push.call.kind, CallKind::Constructor { .. });
         if !is_constructor && push.call.retries >= 0 && i64::from(push.attempt) > i64::from(push.call.retries) {
-            self.fail(format!("{task} was started for the {}th time with {} retries", push.attempt + 1, push.call.retries));
+            self.fail(format!(
+                "{task} was started for the {}th time with {} retries",
+                push.attempt + 1,
+                push.call.retries
+            ));
         }
         if let CallKind::Plain { .. } = push.call.kind {
             let granted_to = self.truth.leases.get(&push.lease).copied();
             if granted_to.is_some_and(|owner| owner != push.caller) {
-                self.fail(format!("{worker} runs a call of {} under a lease of {granted_to:?}", push.caller));
+                self.fail(format!(
+                    "{worker} runs a call of {} under a lease of {granted_to:?}",
+                    push.caller
+                ));
             }
             let present = self.processes.get(&worker).and_then(|process| process.lease);
             if present != Some(push.lease) {
-                self.fail(format!("{worker} starts {task} under lease {} and its lease is {present:?}", push.lease));
+                self.fail(format!(
+                    "{worker} starts {task} under lease {} and its lease is {present:?}",
+                    push.lease
+                ));
             }
         }
         if let CallKind::Method { actor, .. } = push.call.kind {
-            let Some(process) = self.processes.get(&worker) else { return };
+            let Some(process) = self.processes.get(&worker) else {
+                return;
+            };
             if process.actor != Some((actor, push.incarnation)) {
                 let is = process.actor;
                 return self.fail(format!("{task} for {actor} ({}) runs in {is:?}", push.incarnation));
             }
-            let creation = self.calls.get(&ray_ids::TaskId::for_actor_creation(actor)).cloned();
+            let creation = self.calls.get(&TaskId::for_actor_creation(actor)).cloned();
             let limit = match creation.map(|call| call.kind.clone()) {
                 Some(CallKind::Constructor { max_concurrency, .. }) => max_concurrency,
                 _ => 1,
             };
             if process.frames.len() >= limit {
-                self.fail(format!("actor {actor} runs {} calls and may run {limit}", process.frames.len() + 1));
+                self.fail(format!(
+                    "actor {actor} runs {} calls and may run {limit}",
+                    process.frames.len() + 1
+                ));
             }
         }
     }
@@ -90,7 +114,10 @@ impl World {
         let last = self.truth.sequences.entry((worker, push.caller)).or_default();
         if push.sequence <= *last {
             let last = *last;
-            return self.fail(format!("{worker} starts call {} of {} after {last}", push.sequence, push.caller));
+            return self.fail(format!(
+                "{worker} starts call {} of {} after {last}",
+                push.sequence, push.caller
+            ));
         }
         *last = push.sequence;
     }
@@ -98,7 +125,10 @@ impl World {
     /// Looks whether all is over and clean. True at the end.
     pub(crate) fn check_progress(&mut self) -> bool {
         let over = self.drivers_to_start == 0
-            && self.drivers.iter().all(|driver| self.processes.get(driver).is_none_or(|process| process.program_over));
+            && self
+                .drivers
+                .iter()
+                .all(|driver| self.processes.get(driver).is_none_or(|process| process.program_over));
         let calm = over && self.faults_left == 0;
         if !calm {
             if self.deadline_passed() {
@@ -106,6 +136,9 @@ impl World {
             }
         } else {
             let since = *self.calm_since.get_or_insert(self.now);
+            if self.now > since + 1_000 * MS {
+                self.actors_forget();
+            }
             let left = self.what_is_left();
             if left.is_empty() {
                 if self.jobs_ended {
@@ -117,11 +150,63 @@ impl World {
                     self.driver_leaves(driver);
                 }
             } else if self.now > since + CLEAN_WITHIN {
+                if self.has_cycle() {
+                    self.truth.cyclic += 1;
+                    return true;
+                }
                 self.fail(format!("left behind: {left}"));
             }
         }
         self.at(50 * MS, Event::Check);
         false
+    }
+
+    /// Programs are over when their actors' states are gone too: actors that keep each other's handles would live for
+    /// ever.
+    fn actors_forget(&mut self) {
+        let actors: Vec<WorkerId> = self
+            .processes
+            .values()
+            .filter(|process| !process.kept.is_empty())
+            .map(|process| process.id)
+            .collect();
+        for id in actors {
+            let kept = self
+                .processes
+                .get_mut(&id)
+                .map(|process| std::mem::take(&mut process.kept))
+                .unwrap_or_default();
+            for reference in kept {
+                self.refs(id, |table, out| table.remove_local(&reference.object, out));
+            }
+        }
+    }
+
+    /// Counts free no object that contains itself: an actor may put a call's own result into what the call returns, and
+    /// an actor's arguments, counted until it is dead, may contain its handle by way of a result. Such programs are told
+    /// apart by what contains what.
+    fn has_cycle(&self) -> bool {
+        let inside = |object: &ObjectId| {
+            let mut inner = self.truth.contents.get(object).cloned().unwrap_or_default();
+            let task = object.task_id();
+            if task.has_actor() && task == TaskId::for_actor_creation(task.actor_id()) {
+                inner.extend(self.calls.get(&task).map(|call| call.counted()).unwrap_or_default());
+            }
+            inner
+        };
+        let reaches = |from: &ObjectId| {
+            let (mut seen, mut next) = (BTreeSet::new(), vec![*from]);
+            while let Some(object) = next.pop() {
+                next.extend(inside(&object).into_iter().filter(|inner| seen.insert(*inner)));
+            }
+            seen.contains(from)
+        };
+        let all: BTreeSet<ObjectId> = self
+            .processes
+            .values()
+            .flat_map(|process| process.table.iter().map(|(object, _)| *object))
+            .collect();
+        all.iter().any(reaches)
     }
 
     /// What is not over or not gone, in words; empty at the end.
@@ -179,9 +264,17 @@ impl World {
             .filter(|process| !process.is_driver && (!process.frames.is_empty() || process.actor.is_some()))
             .map(|process| process.id)
             .collect();
-        let any: Vec<WorkerId> =
-            self.processes.values().filter(|process| !process.is_driver).map(|process| process.id).collect();
-        let from = if busy.is_empty() || self.random.chance(20) { any } else { busy };
+        let any: Vec<WorkerId> = self
+            .processes
+            .values()
+            .filter(|process| !process.is_driver)
+            .map(|process| process.id)
+            .collect();
+        let from = if busy.is_empty() || self.random.chance(20) {
+            any
+        } else {
+            busy
+        };
         if !from.is_empty() {
             let worker = from[self.random.below(from.len())];
             self.kill_process(worker);
@@ -189,8 +282,12 @@ impl World {
     }
 
     fn kill_some_driver(&mut self) {
-        let living: Vec<WorkerId> =
-            self.drivers.iter().filter(|driver| self.processes.contains_key(driver)).copied().collect();
+        let living: Vec<WorkerId> = self
+            .drivers
+            .iter()
+            .filter(|driver| self.processes.contains_key(driver))
+            .copied()
+            .collect();
         if living.len() > 1 {
             let driver = living[self.random.below(living.len())];
             self.kill_process(driver);
@@ -198,7 +295,12 @@ impl World {
     }
 
     fn kill_some_node(&mut self) {
-        let others: Vec<NodeId> = self.raylets.keys().filter(|node| **node != self.head).copied().collect();
+        let others: Vec<NodeId> = self
+            .raylets
+            .keys()
+            .filter(|node| **node != self.head)
+            .copied()
+            .collect();
         if !others.is_empty() {
             let node = others[self.random.below(others.len())];
             self.kill_node(node);
@@ -217,7 +319,10 @@ impl World {
         let mut pairs = Vec::new();
         for process in self.processes.values() {
             for other in process.sessions.keys() {
-                let apart = self.processes.get(other).is_some_and(|other| other.node != process.node);
+                let apart = self
+                    .processes
+                    .get(other)
+                    .is_some_and(|other| other.node != process.node);
                 if apart && process.id < *other {
                     pairs.push((process.id, *other));
                 }

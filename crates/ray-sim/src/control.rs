@@ -26,7 +26,10 @@ pub struct ControlPlane {
 }
 
 fn settings() -> GcsSettings {
-    GcsSettings { node_reconnect_grace_ms: 3_000, ..GcsSettings::default() }
+    GcsSettings {
+        node_reconnect_grace_ms: 3_000,
+        ..GcsSettings::default()
+    }
 }
 
 impl ControlPlane {
@@ -34,7 +37,13 @@ impl ControlPlane {
     pub fn new(random: &mut Random) -> Self {
         let mut random = Random::new(random.next_u64());
         let gcs = Gcs::new(settings(), 0, &mut || random.next_u64());
-        Self { gcs: Some(gcs), rows: BTreeMap::new(), random, tick_at: None, connected: BTreeMap::new() }
+        Self {
+            gcs: Some(gcs),
+            rows: BTreeMap::new(),
+            random,
+            tick_at: None,
+            connected: BTreeMap::new(),
+        }
     }
 
     /// Whether it runs.
@@ -52,12 +61,17 @@ impl World {
     pub(crate) fn gcs_link_down(&mut self, node: NodeId, epoch: u64) {
         if self.control.connected.get(&node) == Some(&epoch) {
             self.control.connected.remove(&node);
-            self.gcs_step(GcsEvent::NodeLinkDown { node, reason: "it broke".into() });
+            self.gcs_step(GcsEvent::NodeLinkDown {
+                node,
+                reason: "it broke".into(),
+            });
         }
     }
 
     pub(crate) fn gcs_message(&mut self, from: Place, message: Message) {
-        let (Place::Raylet(node), Message::ToGcs(message)) = (from, message) else { return };
+        let (Place::Raylet(node), Message::ToGcs(message)) = (from, message) else {
+            return;
+        };
         let message = match *message {
             NodeMessage::Request { correlation, request } => NodeMessage::Request { correlation, request },
             other => other,
@@ -101,7 +115,11 @@ impl World {
                 Command::SendToNode { node, message } => {
                     self.gcs_send(node, Message::FromGcs(Box::new(message)));
                 }
-                Command::ReplyToNode { node, correlation, reply } => {
+                Command::ReplyToNode {
+                    node,
+                    correlation,
+                    reply,
+                } => {
                     self.gcs_send(node, Message::GcsReply { correlation, reply });
                 }
                 Command::CloseNode { node, .. } => {
@@ -121,7 +139,9 @@ impl World {
     }
 
     fn gcs_schedule(&mut self) {
-        let Some(deadline_ms) = self.control.gcs.as_ref().and_then(Gcs::next_deadline) else { return };
+        let Some(deadline_ms) = self.control.gcs.as_ref().and_then(Gcs::next_deadline) else {
+            return;
+        };
         let at = (deadline_ms * MS).max(self.now + 1);
         if self.control.tick_at.is_none_or(|known| at < known) {
             self.control.tick_at = Some(at);
@@ -151,7 +171,11 @@ impl World {
             .control
             .rows
             .iter()
-            .map(|((table, key), value)| Row { table: *table, key: key.clone(), value: value.clone() })
+            .map(|((table, key), value)| Row {
+                table: *table,
+                key: key.clone(),
+                value: value.clone(),
+            })
             .collect();
         let now_ms = self.now / MS;
         let random = &mut self.control.random;

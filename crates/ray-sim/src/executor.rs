@@ -35,9 +35,15 @@ impl World {
 
     /// A driver has its job: its program begins.
     pub(crate) fn begin_driver(&mut self, id: WorkerId, job: ray_ids::JobId) {
-        let budget = self.random.between(4, 40) as usize;
-        let script = Generator { random: &mut self.random, budget }.driver();
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let budget = self.random.between(5, 120) as usize;
+        let script = Generator {
+            random: &mut self.random,
+            budget,
+        }
+        .driver();
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         process.job = Some(job);
         self.new_frame(id, script, None, Vec::new());
     }
@@ -56,8 +62,11 @@ impl World {
 
     /// A worker leaves of itself only when nothing of it is needed any more; an actor when its calls are over.
     fn leave_if_done(&mut self, id: WorkerId) {
-        let Some(process) = self.processes.get(&id).filter(|process| process.exiting) else { return };
-        let calls_over = process.frames.is_empty() && process.order.as_ref().is_none_or(|order| order.unfinished() == 0);
+        let Some(process) = self.processes.get(&id).filter(|process| process.exiting) else {
+            return;
+        };
+        let calls_over =
+            process.frames.is_empty() && process.order.as_ref().is_none_or(|order| order.unfinished() == 0);
         let is_actor = process.actor.is_some();
         if calls_over && (is_actor || process.leftover().is_none()) {
             self.kill_process(id);
@@ -71,7 +80,9 @@ impl World {
             return self.on_method(id, push);
         }
         let any = self.mutated(Mutation::AcceptStaleLease);
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         if process.lease == Some(push.lease) || any {
             process.queue.push_back(push);
             self.start_next(id);
@@ -84,7 +95,9 @@ impl World {
     }
 
     pub(crate) fn on_assigned(&mut self, id: WorkerId, lease: Option<LeaseId>) {
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         let old = std::mem::replace(&mut process.lease, lease);
         process.past_leases.extend(old);
         let early = std::mem::take(&mut process.early);
@@ -96,7 +109,9 @@ impl World {
 
     pub(crate) fn on_recall_tasks(&mut self, id: WorkerId, owner: WorkerId, lease: LeaseId) {
         let keep = self.mutated(Mutation::RunRecalledCalls);
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         let mut tasks = Vec::new();
         process.queue.retain(|push| {
             let recalled = push.lease == lease && push.caller == owner;
@@ -105,11 +120,17 @@ impl World {
             }
             !recalled || keep
         });
-        self.send(Place::Process(id), Place::Process(owner), Message::TasksRecalled { lease, tasks });
+        self.send(
+            Place::Process(id),
+            Place::Process(owner),
+            Message::TasksRecalled { lease, tasks },
+        );
     }
 
     fn start_next(&mut self, id: WorkerId) {
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         if process.frames.is_empty() {
             if let Some(push) = process.queue.pop_front() {
                 process.started_sequence = push.sequence;
@@ -121,16 +142,27 @@ impl World {
     // --- an actor's life ---
 
     pub(crate) fn on_create_actor(&mut self, id: WorkerId, message: &CreateActor) {
-        let (Ok(actor), Some(creation)) = (ActorId::from_binary(&message.actor_id), &message.creation) else { return };
-        let task = creation.call.as_ref().and_then(|call| TaskId::from_binary(&call.task_id).ok());
+        let (Ok(actor), Some(creation)) = (ActorId::from_binary(&message.actor_id), &message.creation) else {
+            return;
+        };
+        let task = creation
+            .call
+            .as_ref()
+            .and_then(|call| TaskId::from_binary(&call.task_id).ok());
         let Some(call) = task.and_then(|task| self.calls.get(&task)).cloned() else {
             return self.fail(format!("the constructor of {actor} is not known"));
         };
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         process.actor = Some((actor, message.incarnation));
         process.job = Some(actor.job_id());
         let push = Push {
-            caller: creation.owner.as_ref().and_then(|owner| owner.worker().ok()).unwrap_or_default(),
+            caller: creation
+                .owner
+                .as_ref()
+                .and_then(|owner| owner.worker().ok())
+                .unwrap_or_default(),
             call,
             attempt: message.incarnation as u32,
             lease: LeaseId::NIL,
@@ -141,8 +173,12 @@ impl World {
     }
 
     fn constructor_over(&mut self, id: WorkerId, push: &Push, failed: bool) {
-        let CallKind::Constructor { actor, max_concurrency } = push.call.kind else { return };
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let CallKind::Constructor { actor, max_concurrency } = push.call.kind else {
+            return;
+        };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         let node = process.node;
         process.order = Some(ActorOrder::new(push.incarnation, false, max_concurrency, &[]));
         let failure = failed.then(|| ray_raylet::types::death(ray_wire::DEATH_CONSTRUCTOR, "an argument was lost"));
@@ -156,7 +192,10 @@ impl World {
     }
 
     fn on_method(&mut self, id: WorkerId, push: Push) {
-        let key = CallKey { caller: push.caller, sequence: push.sequence };
+        let key = CallKey {
+            caller: push.caller,
+            sequence: push.sequence,
+        };
         if self.mutated(Mutation::ActorIgnoresOrder) {
             return self.start_call(id, push);
         }
@@ -167,7 +206,9 @@ impl World {
             group: String::new(),
             ready: true,
         };
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         if process.order.is_none() {
             return self.reply(id, &push, Outcome::StaleIncarnation, Vec::new(), false);
         }
@@ -177,7 +218,9 @@ impl World {
 
     /// Changes an actor's order, checks it, and carries out what follows.
     fn order(&mut self, id: WorkerId, act: impl FnOnce(&mut ActorOrder, &mut Vec<OrderCommand>)) {
-        let Some(order) = self.processes.get_mut(&id).and_then(|process| process.order.as_mut()) else { return };
+        let Some(order) = self.processes.get_mut(&id).and_then(|process| process.order.as_mut()) else {
+            return;
+        };
         let mut commands = Vec::new();
         act(order, &mut commands);
         if let Err(error) = order.validate() {
@@ -186,14 +229,20 @@ impl World {
         for command in commands {
             match command {
                 OrderCommand::Run { key, .. } => {
-                    let push = self.processes.get_mut(&id).and_then(|process| process.arrived.remove(&key));
+                    let push = self
+                        .processes
+                        .get_mut(&id)
+                        .and_then(|process| process.arrived.remove(&key));
                     if let Some(push) = push {
                         self.check_order(id, &push);
                         self.start_call(id, push);
                     }
                 }
                 OrderCommand::Refuse { key, reason, .. } => {
-                    let push = self.processes.get_mut(&id).and_then(|process| process.arrived.remove(&key));
+                    let push = self
+                        .processes
+                        .get_mut(&id)
+                        .and_then(|process| process.arrived.remove(&key));
                     if let Some(push) = push.filter(|_| reason == RefusalReason::StaleIncarnation) {
                         self.reply(id, &push, Outcome::StaleIncarnation, Vec::new(), false);
                     }
@@ -213,7 +262,9 @@ impl World {
     fn start_call(&mut self, id: WorkerId, push: Push) {
         self.check_start(id, &push);
         let call: Rc<Call> = push.call.clone();
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         process.job = process.job.or(Some(call.task.job_id()));
         // A constructor's references are registered at once: no reply lists them, and the actor's owner counts its
         // arguments for as long as the actor may be created again.
@@ -224,7 +275,9 @@ impl World {
         for reference in call.by_value.iter().chain(&call.by_reference) {
             if push.caller == id {
                 let object = reference.object;
-                self.refs(id, |table, _| drop(table.add_local(&object)));
+                self.refs(id, |table, _| {
+                    table.add_local(&object);
+                });
             } else {
                 self.borrow(id, *reference, cover);
             }
@@ -233,18 +286,38 @@ impl World {
     }
 
     fn new_frame(&mut self, id: WorkerId, script: Rc<Script>, push: Option<Push>, variables: Vec<Reference>) {
-        let arguments = push.as_ref().map(|push| push.call.by_reference.clone()).unwrap_or_default();
-        let waiting = if arguments.is_empty() { Waiting::No } else { Waiting::Argument(0) };
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let arguments = push
+            .as_ref()
+            .map(|push| push.call.by_reference.clone())
+            .unwrap_or_default();
+        let waiting = if arguments.is_empty() {
+            Waiting::No
+        } else {
+            Waiting::Argument(0)
+        };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         let number = process.next_frame;
         process.next_frame += 1;
-        let frame = Frame { script, next: 0, variables, arguments, waiting, push, blocked: false };
+        let frame = Frame {
+            script,
+            next: 0,
+            variables,
+            arguments,
+            waiting,
+            push,
+            blocked: false,
+        };
         process.frames.insert(number, frame);
         self.run_frame(id, number);
     }
 
     pub(crate) fn wake_frame(&mut self, id: WorkerId, number: u64) {
-        let frame = self.processes.get_mut(&id).and_then(|process| process.frames.get_mut(&number));
+        let frame = self
+            .processes
+            .get_mut(&id)
+            .and_then(|process| process.frames.get_mut(&number));
         if let Some(frame) = frame.filter(|frame| frame.waiting == Waiting::Time) {
             frame.waiting = Waiting::No;
             self.run_frame(id, number);
@@ -284,7 +357,10 @@ impl World {
                     self.set_blocked(id, number, false);
                     let failed = read.is_err();
                     for inner in read.unwrap_or_else(|_| Rc::from([])).iter() {
-                        let reference = Reference { waitable: inner.waitable && object.waitable, ..*inner };
+                        let reference = Reference {
+                            waitable: inner.waitable && object.waitable,
+                            ..*inner
+                        };
                         self.borrow(id, reference, Cover::Outer(object.object));
                         if let Some(frame) = self.frame(id, number) {
                             frame.variables.push(reference);
@@ -292,7 +368,9 @@ impl World {
                     }
                     let Some(frame) = self.frame(id, number) else { return };
                     frame.waiting = match waiting {
-                        Waiting::Argument(_) if failed => return self.end_frame(id, number, Some(Failure::ArgumentFailed)),
+                        Waiting::Argument(_) if failed => {
+                            return self.end_frame(id, number, Some(Failure::ArgumentFailed))
+                        }
                         Waiting::Argument(index) if index + 1 < frame.arguments.len() => Waiting::Argument(index + 1),
                         _ => Waiting::No,
                     };
@@ -304,22 +382,37 @@ impl World {
     /// A plain task that waits gives its CPU back meanwhile.
     fn set_blocked(&mut self, id: WorkerId, number: u64, blocked: bool) {
         let forget = self.mutated(Mutation::ForgetBlocked);
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         let (node, lease) = (process.node, process.lease);
-        let Some(frame) = process.frames.get_mut(&number) else { return };
+        let Some(frame) = process.frames.get_mut(&number) else {
+            return;
+        };
         if frame.blocked == blocked {
             return;
         }
         frame.blocked = blocked;
-        let plain = frame.push.as_ref().is_some_and(|push| matches!(push.call.kind, CallKind::Plain { .. }));
-        let Some(lease) = lease.filter(|_| plain && !forget) else { return };
-        let message = if blocked { Message::WorkerBlocked { lease } } else { Message::WorkerUnblocked { lease } };
+        let plain = frame
+            .push
+            .as_ref()
+            .is_some_and(|push| matches!(push.call.kind, CallKind::Plain { .. }));
+        let Some(lease) = lease.filter(|_| plain && !forget) else {
+            return;
+        };
+        let message = if blocked {
+            Message::WorkerBlocked { lease }
+        } else {
+            Message::WorkerUnblocked { lease }
+        };
         self.send(Place::Process(id), Place::Raylet(node), message);
     }
 
     /// Runs one operation. False where the frame waits or is over.
     fn run_operation(&mut self, id: WorkerId, number: u64) -> bool {
-        let Some(frame) = self.frame(id, number) else { return false };
+        let Some(frame) = self.frame(id, number) else {
+            return false;
+        };
         let script = frame.script.clone();
         let Some(operation) = script.operations.get(frame.next) else {
             self.end_frame(id, number, None);
@@ -332,7 +425,13 @@ impl World {
         match operation {
             Operation::Work(time) => {
                 frame.waiting = Waiting::Time;
-                self.at(*time, Event::FrameWake { worker: id, frame: number });
+                self.at(
+                    *time,
+                    Event::FrameWake {
+                        worker: id,
+                        frame: number,
+                    },
+                );
                 return false;
             }
             Operation::Put(picks) => {
@@ -340,9 +439,24 @@ impl World {
                 let object = ObjectId::of(self.fresh_task(id), ObjectId::FIRST_PUT_INDEX);
                 self.own(id, object, Some(Value::Inline(contents.clone().into())));
                 self.contain(id, object, &contents);
-                self.add_variable(id, number, Reference { object, owner: id, waitable: true });
+                self.add_variable(
+                    id,
+                    number,
+                    Reference {
+                        object,
+                        owner: id,
+                        waitable: true,
+                    },
+                );
             }
-            Operation::Call { script, by_value, by_reference, cpus, retries, stored } => {
+            Operation::Call {
+                script,
+                by_value,
+                by_reference,
+                cpus,
+                retries,
+                stored,
+            } => {
                 let call = Call {
                     task: self.fresh_task(id),
                     kind: CallKind::Plain { cpus: *cpus },
@@ -354,14 +468,34 @@ impl World {
                 };
                 let object = call.result();
                 self.submit(id, Rc::new(call));
-                self.add_variable(id, number, Reference { object, owner: id, waitable: true });
+                self.add_variable(
+                    id,
+                    number,
+                    Reference {
+                        object,
+                        owner: id,
+                        waitable: true,
+                    },
+                );
             }
-            Operation::CreateActor { script, by_value, max_restarts, max_concurrency } => {
-                let job = self.processes.get(&id).and_then(|process| process.job).unwrap_or_default();
+            Operation::CreateActor {
+                script,
+                by_value,
+                max_restarts,
+                max_concurrency,
+            } => {
+                let job = self
+                    .processes
+                    .get(&id)
+                    .and_then(|process| process.job)
+                    .unwrap_or_default();
                 let actor = ActorId::of(job, self.random.bytes());
                 let call = Call {
                     task: TaskId::for_actor_creation(actor),
-                    kind: CallKind::Constructor { actor, max_concurrency: *max_concurrency },
+                    kind: CallKind::Constructor {
+                        actor,
+                        max_concurrency: *max_concurrency,
+                    },
                     script: script.clone(),
                     by_value: all(by_value),
                     by_reference: Vec::new(),
@@ -370,10 +504,28 @@ impl World {
                 };
                 let object = call.result();
                 self.create_actor(id, Rc::new(call), actor, *max_restarts);
-                self.add_variable(id, number, Reference { object, owner: id, waitable: false });
+                self.add_variable(
+                    id,
+                    number,
+                    Reference {
+                        object,
+                        owner: id,
+                        waitable: false,
+                    },
+                );
             }
-            Operation::CallActor { pick, script, by_value, by_reference, retries } => {
-                let handles: Vec<Reference> = variables.iter().filter(|reference| is_handle(reference)).copied().collect();
+            Operation::CallActor {
+                pick,
+                script,
+                by_value,
+                by_reference,
+                retries,
+            } => {
+                let handles: Vec<Reference> = variables
+                    .iter()
+                    .filter(|reference| is_handle(reference))
+                    .copied()
+                    .collect();
                 if handles.is_empty() {
                     return true;
                 }
@@ -390,7 +542,15 @@ impl World {
                 };
                 let object = call.result();
                 self.submit(id, Rc::new(call));
-                self.add_variable(id, number, Reference { object, owner: id, waitable: true });
+                self.add_variable(
+                    id,
+                    number,
+                    Reference {
+                        object,
+                        owner: id,
+                        waitable: true,
+                    },
+                );
             }
             Operation::Get(pick) => {
                 if let Some(reference) = picked(*pick).filter(is_plain_value) {
@@ -419,18 +579,29 @@ impl World {
                 }
             }
             Operation::TakeKept(pick) => {
-                let kept = self.processes.get(&id).map(|process| process.kept.clone()).unwrap_or_default();
+                let kept = self
+                    .processes
+                    .get(&id)
+                    .map(|process| process.kept.clone())
+                    .unwrap_or_default();
                 if !kept.is_empty() {
-                    let reference = Reference { waitable: false, ..kept[pick % kept.len()] };
+                    let reference = Reference {
+                        waitable: false,
+                        ..kept[pick % kept.len()]
+                    };
                     let object = reference.object;
-                    self.refs(id, |table, _| drop(table.add_local(&object)));
+                    self.refs(id, |table, _| {
+                        table.add_local(&object);
+                    });
                     if let Some(frame) = self.frame(id, number) {
                         frame.variables.push(reference);
                     }
                 }
             }
             Operation::DropKept(pick) => {
-                let Some(process) = self.processes.get_mut(&id) else { return false };
+                let Some(process) = self.processes.get_mut(&id) else {
+                    return false;
+                };
                 if !process.kept.is_empty() {
                     let index = pick % process.kept.len();
                     let object = process.kept.remove(index).object;
@@ -442,7 +613,11 @@ impl World {
     }
 
     fn fresh_task(&mut self, id: WorkerId) -> TaskId {
-        let job = self.processes.get(&id).and_then(|process| process.job).unwrap_or_default();
+        let job = self
+            .processes
+            .get(&id)
+            .and_then(|process| process.job)
+            .unwrap_or_default();
         TaskId::of(ActorId::nil_in(job), self.random.bytes())
     }
 
@@ -454,8 +629,20 @@ impl World {
 
     /// A frame is over: its result goes to the caller, its references go.
     fn end_frame(&mut self, id: WorkerId, number: u64, failure: Option<Failure>) {
-        let Some(frame) = self.processes.get_mut(&id).and_then(|process| process.frames.remove(&number)) else { return };
-        let Frame { script, variables, arguments, push, .. } = frame;
+        let Some(frame) = self
+            .processes
+            .get_mut(&id)
+            .and_then(|process| process.frames.remove(&number))
+        else {
+            return;
+        };
+        let Frame {
+            script,
+            variables,
+            arguments,
+            push,
+            ..
+        } = frame;
         let Some(push) = push else {
             for reference in variables {
                 self.refs(id, |table, out| table.remove_local(&reference.object, out));
@@ -468,8 +655,11 @@ impl World {
         let (task, caller) = (push.call.task, push.caller);
         let pick = |pick: &usize| (!variables.is_empty()).then(|| variables[pick % variables.len()]);
         let is_constructor = matches!(push.call.kind, CallKind::Constructor { .. });
-        let contents: Vec<Reference> =
-            if failure.is_some() || is_constructor { Vec::new() } else { script.returns.iter().filter_map(pick).collect() };
+        let contents: Vec<Reference> = if failure.is_some() || is_constructor {
+            Vec::new()
+        } else {
+            script.returns.iter().filter_map(pick).collect()
+        };
         let ids: Vec<ObjectId> = contents.iter().map(|reference| reference.object).collect();
         if !ids.is_empty() && !self.mutated(Mutation::ForgetReturnHold) {
             self.refs(id, |table, out| table.hold_return(task, caller, &ids, out));
@@ -506,8 +696,13 @@ impl World {
             CallKind::Constructor { .. } => self.constructor_over(id, &push, failure.is_some()),
             CallKind::Method { .. } => {
                 self.reply(id, &push, outcome, retained, wants_acknowledgement);
-                let key = CallKey { caller, sequence: push.sequence };
-                self.order(id, |order, out| drop(order.finished(key, out)));
+                let key = CallKey {
+                    caller,
+                    sequence: push.sequence,
+                };
+                self.order(id, |order, out| {
+                    order.finished(key, out);
+                });
             }
             CallKind::Plain { .. } => {
                 self.reply(id, &push, outcome, retained, wants_acknowledgement);
@@ -526,7 +721,14 @@ impl World {
         wants_acknowledgement: bool,
     ) {
         let (task, attempt, lease) = (push.call.task, push.attempt, push.lease);
-        let reply = Reply { task, attempt, lease, outcome, retained, wants_acknowledgement };
+        let reply = Reply {
+            task,
+            attempt,
+            lease,
+            outcome,
+            retained,
+            wants_acknowledgement,
+        };
         self.send(Place::Process(id), Place::Process(push.caller), Message::Reply(reply));
     }
 }

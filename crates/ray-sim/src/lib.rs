@@ -27,5 +27,10 @@ pub use world::{Config, Summary, World};
 
 /// Runs one seed. An error says what was violated.
 pub fn run(seed: u64, mutation: Option<Mutation>) -> Result<Summary, String> {
-    World::new(Config { seed, mutation, trace: false }).run()
+    World::new(Config {
+        seed,
+        mutation,
+        trace: false,
+    })
+    .run()
 }

@@ -80,7 +80,12 @@ impl Call {
             CallKind::Method { handle, .. } => Some(handle.object),
             _ => None,
         };
-        self.by_value.iter().chain(&self.by_reference).map(|reference| reference.object).chain(handle).collect()
+        self.by_value
+            .iter()
+            .chain(&self.by_reference)
+            .map(|reference| reference.object)
+            .chain(handle)
+            .collect()
     }
 }
 
@@ -122,52 +127,146 @@ pub enum Message {
     // Process and process.
     Push(Push),
     Reply(Reply),
-    RecallTasks { lease: LeaseId },
-    TasksRecalled { lease: LeaseId, tasks: Vec<(TaskId, u64)> },
-    AddBorrower { object: ObjectId, borrower: WorkerId, generation: u64 },
-    BorrowerAdded { object: ObjectId, borrower: WorkerId, generation: u64 },
-    RemoveBorrower { object: ObjectId, generation: u64 },
-    ReturnsAcknowledged { task: TaskId },
-    GetObjectStatus { object: ObjectId },
-    ObjectStatus { object: ObjectId, value: Value },
-    AddLocation { object: ObjectId, node: NodeId },
-    ReportLost { object: ObjectId, nodes: Vec<NodeId> },
+    RecallTasks {
+        lease: LeaseId,
+    },
+    TasksRecalled {
+        lease: LeaseId,
+        tasks: Vec<(TaskId, u64)>,
+    },
+    AddBorrower {
+        object: ObjectId,
+        borrower: WorkerId,
+        generation: u64,
+    },
+    BorrowerAdded {
+        object: ObjectId,
+        borrower: WorkerId,
+        generation: u64,
+    },
+    RemoveBorrower {
+        object: ObjectId,
+        generation: u64,
+    },
+    ReturnsAcknowledged {
+        task: TaskId,
+    },
+    GetObjectStatus {
+        object: ObjectId,
+    },
+    ObjectStatus {
+        object: ObjectId,
+        value: Value,
+    },
+    AddLocation {
+        object: ObjectId,
+        node: NodeId,
+    },
+    ReportLost {
+        object: ObjectId,
+        nodes: Vec<NodeId>,
+    },
     // Process to raylet.
-    RequestLease { key: RequestKey, specification: LeaseSpecification, redirected: bool },
-    CancelRequest { key: RequestKey },
-    ReturnLease { lease: LeaseId, worker_exits: bool },
-    WorkerBlocked { lease: LeaseId },
-    WorkerUnblocked { lease: LeaseId },
-    WatchWorker { worker: WorkerId },
-    GcsCall { call: Box<GcsCall> },
+    RequestLease {
+        key: RequestKey,
+        specification: LeaseSpecification,
+        redirected: bool,
+    },
+    CancelRequest {
+        key: RequestKey,
+    },
+    ReturnLease {
+        lease: LeaseId,
+        worker_exits: bool,
+    },
+    WorkerBlocked {
+        lease: LeaseId,
+    },
+    WorkerUnblocked {
+        lease: LeaseId,
+    },
+    WatchWorker {
+        worker: WorkerId,
+    },
+    GcsCall {
+        call: Box<GcsCall>,
+    },
     ActorCreated(ActorCreated),
-    FreeObjects { object: ObjectId },
-    FetchObject { object: ObjectId, locations: Vec<NodeId> },
+    FreeObjects {
+        object: ObjectId,
+    },
+    FetchObject {
+        object: ObjectId,
+        locations: Vec<NodeId>,
+    },
     // Raylet to process.
-    LeaseGranted { correlation: u64, lease: LeaseId, worker: WorkerId, node: NodeId, first_sequence: u64 },
-    LeaseRedirected { correlation: u64, node: NodeId },
-    LeaseRefused { correlation: u64 },
-    LeaseQueued { correlation: u64 },
-    RecallLease { lease: LeaseId },
-    LeaseBroken { lease: LeaseId, started: Option<u64> },
-    LeaseAssigned { lease: Option<LeaseId> },
-    WorkerDied { worker: WorkerId },
-    NodeDied { node: NodeId },
+    LeaseGranted {
+        correlation: u64,
+        lease: LeaseId,
+        worker: WorkerId,
+        node: NodeId,
+        first_sequence: u64,
+    },
+    LeaseRedirected {
+        correlation: u64,
+        node: NodeId,
+    },
+    LeaseRefused {
+        correlation: u64,
+    },
+    LeaseQueued {
+        correlation: u64,
+    },
+    RecallLease {
+        lease: LeaseId,
+    },
+    LeaseBroken {
+        lease: LeaseId,
+        started: Option<u64>,
+    },
+    LeaseAssigned {
+        lease: Option<LeaseId>,
+    },
+    WorkerDied {
+        worker: WorkerId,
+    },
+    NodeDied {
+        node: NodeId,
+    },
     ExitProcess,
     CreateActor(Box<CreateActor>),
     Publication(Box<ActorState>),
-    GcsAnswer { reply: Box<GcsReply> },
-    ObjectLocal { object: ObjectId, contents: Rc<[Reference]>, transferred: bool },
-    FetchFailed { object: ObjectId, absent: Vec<NodeId> },
+    GcsAnswer {
+        reply: Box<GcsReply>,
+    },
+    ObjectLocal {
+        object: ObjectId,
+    },
+    FetchFailed {
+        object: ObjectId,
+        absent: Vec<NodeId>,
+    },
     // Raylet and raylet.
-    WatchElsewhere { worker: WorkerId },
-    DiedElsewhere { worker: WorkerId },
-    Pull { object: ObjectId },
-    Pulled { object: ObjectId, contents: Option<Rc<[Reference]>> },
+    WatchElsewhere {
+        worker: WorkerId,
+    },
+    DiedElsewhere {
+        worker: WorkerId,
+    },
+    Pull {
+        object: ObjectId,
+    },
+    Pulled {
+        object: ObjectId,
+        contents: Option<Rc<[Reference]>>,
+    },
     // Raylet and control plane.
     ToGcs(Box<NodeMessage>),
     FromGcs(Box<GcsMessage>),
-    GcsReply { correlation: u64, reply: Box<GcsReply> },
+    GcsReply {
+        correlation: u64,
+        reply: Box<GcsReply>,
+    },
 }
 
 /// A place that sends and receives.

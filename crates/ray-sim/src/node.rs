@@ -15,7 +15,7 @@ use ray_raylet::types::{death, Command, Event as SchedulerEvent, SchedulerConfig
 use ray_sched::{Labels, ResourceSet};
 use ray_wire::{
     id_bytes, ActorCreated, Address, DeathCause, GcsCall, GcsReply, GcsRequest, JobKey, NodeInfo, ProcessWatches,
-    RegisterNode, ResourceAmount, ResourceReport, WorkerDeathReport, DEATH_CRASHED, DEATH_INTENDED,
+    RegisterNode, ResourceAmount, ResourceReport, WorkerDeathReport, DEATH_CRASHED,
 };
 
 use crate::model::{Message, Place, Reference};
@@ -84,7 +84,12 @@ impl Raylet {
     fn remote_interest(&self, node: NodeId) -> BTreeSet<WorkerId> {
         debug_assert_eq!(node, self.node);
         let owners = self.store.values().map(|copy| copy.owner);
-        let of_others = self.watchers.keys().copied().chain(owners).chain(self.remote_owners.iter().copied());
+        let of_others = self
+            .watchers
+            .keys()
+            .copied()
+            .chain(owners)
+            .chain(self.remote_owners.iter().copied());
         of_others.filter(|worker| !self.dead.contains(worker)).collect()
     }
 
@@ -113,11 +118,20 @@ impl Raylet {
 }
 
 pub(crate) fn address(node: NodeId, worker: WorkerId) -> Address {
-    Address { node_id: id_bytes(node.as_bytes()), worker_id: id_bytes(worker.as_bytes()), ..Address::default() }
+    Address {
+        node_id: id_bytes(node.as_bytes()),
+        worker_id: id_bytes(worker.as_bytes()),
+        ..Address::default()
+    }
 }
 
 fn amounts(set: &ResourceSet) -> Vec<ResourceAmount> {
-    set.iter().map(|(name, amount)| ResourceAmount { name: name.to_string(), amount_e4: amount.raw() }).collect()
+    set.iter()
+        .map(|(name, amount)| ResourceAmount {
+            name: name.to_string(),
+            amount_e4: amount.raw(),
+        })
+        .collect()
 }
 
 impl World {
@@ -126,9 +140,19 @@ impl World {
         let node = NodeId::from_array(self.random.bytes());
         let cpus = self.random.between(2, 4) as i64 * 10_000;
         let total = ResourceSet::from_raw([("CPU", cpus), ("seat", 1_000 * 10_000)]);
-        let limits = SchedulerLimits { worker_start_timeout_ms: 5_000, graceful_exit_ms: 5_000, ..SchedulerLimits::default() };
+        let limits = SchedulerLimits {
+            worker_start_timeout_ms: 5_000,
+            graceful_exit_ms: 5_000,
+            ..SchedulerLimits::default()
+        };
         let random_seed = [(); 4].map(|()| self.random.next_u64());
-        let config = SchedulerConfig { node_id: node, total: total.clone(), labels: Labels::default(), random_seed, limits };
+        let config = SchedulerConfig {
+            node_id: node,
+            total: total.clone(),
+            labels: Labels::default(),
+            random_seed,
+            limits,
+        };
         let scheduler = match LocalScheduler::new(config) {
             Ok(scheduler) => scheduler,
             Err(error) => {
@@ -172,8 +196,12 @@ impl World {
 
     /// Kills a node with everything on it.
     pub(crate) fn kill_node(&mut self, node: NodeId) {
-        let workers: Vec<WorkerId> =
-            self.processes.values().filter(|process| process.node == node).map(|process| process.id).collect();
+        let workers: Vec<WorkerId> = self
+            .processes
+            .values()
+            .filter(|process| process.node == node)
+            .map(|process| process.id)
+            .collect();
         for worker in workers {
             self.kill_process(worker);
         }
@@ -181,7 +209,9 @@ impl World {
             // Values that are gone with the store break their contents' chains for whoever was about to read them.
             for (object, copy) in &raylet.store {
                 self.truth.tainted.insert(*object);
-                self.truth.tainted.extend(copy.contents.iter().map(|inner| inner.object));
+                self.truth
+                    .tainted
+                    .extend(copy.contents.iter().map(|inner| inner.object));
             }
             self.truth.deaths += 1;
             let epoch = self.link_epoch(Place::Raylet(node), Place::Gcs);
@@ -205,7 +235,13 @@ impl World {
         let epoch = self.link_epoch(Place::Raylet(node), Place::Gcs);
         self.gcs_link_up(node, epoch);
         let message = self.registration(node);
-        self.to_gcs(node, NodeMessage::Register { correlation: 1, message: Box::new(message) });
+        self.to_gcs(
+            node,
+            NodeMessage::Register {
+                correlation: 1,
+                message: Box::new(message),
+            },
+        );
         if let Some(raylet) = self.raylets.get_mut(&node) {
             raylet.connecting = true;
         }
@@ -213,7 +249,9 @@ impl World {
 
     fn registration(&mut self, node: NodeId) -> RegisterNode {
         let is_head = node == self.head || self.head.is_nil();
-        let Some(raylet) = self.raylets.get_mut(&node) else { return RegisterNode::default() };
+        let Some(raylet) = self.raylets.get_mut(&node) else {
+            return RegisterNode::default();
+        };
         raylet.placements_seen = 0;
         raylet.report_sequence += 1;
         let mut report = raylet.scheduler.resource_report();
@@ -244,7 +282,9 @@ impl World {
 
     /// The raylet notices that its link is gone, and will open another.
     pub(crate) fn raylet_lost_gcs(&mut self, node: NodeId) {
-        let Some(raylet) = self.raylets.get_mut(&node) else { return };
+        let Some(raylet) = self.raylets.get_mut(&node) else {
+            return;
+        };
         raylet.registered = false;
         raylet.connecting = false;
         raylet.last_report = None;
@@ -277,12 +317,24 @@ impl World {
 
     fn ask_gcs(&mut self, node: NodeId, asker: Asker, sender: WorkerId, call: GcsCall) {
         let request_id = self.random.next_u64().max(1);
-        let Some(raylet) = self.raylets.get_mut(&node) else { return };
-        let request = GcsRequest { request_id, sender: Some(address(node, sender)), call: Some(call) };
+        let Some(raylet) = self.raylets.get_mut(&node) else {
+            return;
+        };
+        let request = GcsRequest {
+            request_id,
+            sender: Some(address(node, sender)),
+            call: Some(call),
+        };
         let correlation = raylet.next_correlation;
         raylet.next_correlation += 1;
         raylet.pending.insert(correlation, (asker, request.clone()));
-        self.to_gcs_if_registered(node, NodeMessage::Request { correlation, request: Box::new(request) });
+        self.to_gcs_if_registered(
+            node,
+            NodeMessage::Request {
+                correlation,
+                request: Box::new(request),
+            },
+        );
     }
 
     fn gcs_registered(&mut self, node: NodeId, message: ray_wire::NodeRegistered) {
@@ -292,20 +344,30 @@ impl World {
         let forget = self.mutated(Mutation::ForgetWatchAfterReconnection);
         let forget_requests = self.mutated(Mutation::ForgetGcsRequest);
         let lose_reports = self.mutated(Mutation::LoseDeathReport);
-        let Some(raylet) = self.raylets.get_mut(&node) else { return };
+        let Some(raylet) = self.raylets.get_mut(&node) else {
+            return;
+        };
         raylet.registered = true;
         raylet.connecting = false;
         if raylet.publisher.0 != message.publisher_epoch {
             raylet.publisher = (message.publisher_epoch, 0);
         }
-        let again: Vec<(u64, GcsRequest)> =
-            raylet.pending.iter().map(|(id, (_, request))| (*id, request.clone())).collect();
+        let again: Vec<(u64, GcsRequest)> = raylet
+            .pending
+            .iter()
+            .map(|(id, (_, request))| (*id, request.clone()))
+            .collect();
         let deaths = raylet.deaths.clone();
         let watched = raylet.remote_interest(node);
         let known = raylet.ever_registered;
         raylet.ever_registered = true;
         for info in &message.nodes {
-            if let Some(id) = info.address.as_ref().and_then(|address| address.node().ok()).filter(|_| !info.alive) {
+            if let Some(id) = info
+                .address
+                .as_ref()
+                .and_then(|address| address.node().ok())
+                .filter(|_| !info.alive)
+            {
                 self.node_is_dead(node, id);
             }
         }
@@ -313,12 +375,22 @@ impl World {
         for message in message.superseded {
             self.raylet_step(node, SchedulerEvent::KillActorWorker { message });
         }
-        for job in message.finished_jobs.iter().filter_map(|job| JobId::from_binary(job).ok()) {
+        for job in message
+            .finished_jobs
+            .iter()
+            .filter_map(|job| JobId::from_binary(job).ok())
+        {
             self.job_is_over(node, job);
         }
         if !(known && forget_requests) {
             for (correlation, request) in again {
-                self.to_gcs(node, NodeMessage::Request { correlation, request: Box::new(request) });
+                self.to_gcs(
+                    node,
+                    NodeMessage::Request {
+                        correlation,
+                        request: Box::new(request),
+                    },
+                );
             }
         }
         for report in deaths.into_iter().filter(|_| !lose_reports) {
@@ -335,11 +407,18 @@ impl World {
         if home == node {
             return;
         }
-        let dead = self.raylets.get(&node).is_some_and(|raylet| raylet.dead_nodes.contains(&home));
+        let dead = self
+            .raylets
+            .get(&node)
+            .is_some_and(|raylet| raylet.dead_nodes.contains(&home));
         if dead {
             return self.process_is_dead(node, worker);
         }
-        self.send(Place::Raylet(node), Place::Raylet(home), Message::WatchElsewhere { worker });
+        self.send(
+            Place::Raylet(node),
+            Place::Raylet(home),
+            Message::WatchElsewhere { worker },
+        );
     }
 
     fn report_soon(&mut self, node: NodeId) {
@@ -351,7 +430,9 @@ impl World {
     }
 
     pub(crate) fn raylet_report(&mut self, node: NodeId) {
-        let Some(raylet) = self.raylets.get_mut(&node) else { return };
+        let Some(raylet) = self.raylets.get_mut(&node) else {
+            return;
+        };
         raylet.report_due = false;
         if !raylet.registered {
             return;
@@ -383,7 +464,11 @@ impl World {
                     raylet.publisher = (publication.epoch, raylet.publisher.1.max(publication.sequence));
                 }
                 let Some(state) = publication.actor else { return };
-                for worker in publication.subscribers.iter().filter_map(|id| WorkerId::from_binary(id).ok()) {
+                for worker in publication
+                    .subscribers
+                    .iter()
+                    .filter_map(|id| WorkerId::from_binary(id).ok())
+                {
                     let message = Message::Publication(Box::new(state.clone()));
                     self.send(Place::Raylet(node), Place::Process(worker), message);
                 }
@@ -416,10 +501,13 @@ impl World {
     }
 
     fn job_is_over(&mut self, node: NodeId, job: JobId) {
-        let driver = self
-            .raylets
-            .get(&node)
-            .and_then(|raylet| raylet.drivers.iter().find(|(_, of)| **of == job).map(|(driver, _)| *driver));
+        let driver = self.raylets.get(&node).and_then(|raylet| {
+            raylet
+                .drivers
+                .iter()
+                .find(|(_, of)| **of == job)
+                .map(|(driver, _)| *driver)
+        });
         if let Some(driver) = driver {
             self.kill_process(driver);
         }
@@ -427,7 +515,11 @@ impl World {
     }
 
     fn gcs_answer(&mut self, node: NodeId, correlation: u64, reply: GcsReply) {
-        let Some((asker, _)) = self.raylets.get_mut(&node).and_then(|raylet| raylet.pending.remove(&correlation)) else {
+        let Some((asker, _)) = self
+            .raylets
+            .get_mut(&node)
+            .and_then(|raylet| raylet.pending.remove(&correlation))
+        else {
             return;
         };
         match asker {
@@ -444,7 +536,10 @@ impl World {
 
     /// A driver registers here.
     pub(crate) fn add_driver(&mut self, node: NodeId, worker: WorkerId) {
-        let add = ray_wire::AddJob { driver: Some(address(node, worker)), ..ray_wire::AddJob::default() };
+        let add = ray_wire::AddJob {
+            driver: Some(address(node, worker)),
+            ..ray_wire::AddJob::default()
+        };
         self.ask_gcs(node, Asker::Driver(worker), WorkerId::NIL, GcsCall::AddJob(add));
     }
 
@@ -465,7 +560,11 @@ impl World {
 
     /// A worker registers, its start over.
     pub(crate) fn worker_started(&mut self, node: NodeId, worker: WorkerId) {
-        if !self.raylets.get(&node).is_some_and(|raylet| raylet.scheduler.knows_worker(&worker)) {
+        if !self
+            .raylets
+            .get(&node)
+            .is_some_and(|raylet| raylet.scheduler.knows_worker(&worker))
+        {
             return;
         }
         self.home.insert(worker, node);
@@ -478,7 +577,9 @@ impl World {
         let forget = self.mutated(Mutation::ForgetResourcesOnDeath);
         let wrong = self.mutated(Mutation::WrongEvidence);
         let lost = self.random.chance(10);
-        let Some(raylet) = self.raylets.get_mut(&node) else { return };
+        let Some(raylet) = self.raylets.get_mut(&node) else {
+            return;
+        };
         let killed = raylet.kill_causes.remove(&worker);
         let cause = killed.unwrap_or_else(|| death(DEATH_CRASHED, "it was killed"));
         let started = raylet.evidence.remove(&worker);
@@ -493,7 +594,14 @@ impl World {
             self.report_death(node, report);
             self.ask_gcs(node, Asker::Nobody, WorkerId::NIL, finish_job(job));
         } else if !forget {
-            self.raylet_step(node, SchedulerEvent::WorkerGone { worker, cause, started_sequence: started });
+            self.raylet_step(
+                node,
+                SchedulerEvent::WorkerGone {
+                    worker,
+                    cause,
+                    started_sequence: started,
+                },
+            );
         }
         self.process_is_dead(node, worker);
     }
@@ -501,7 +609,9 @@ impl World {
     fn report_death(&mut self, node: NodeId, report: WorkerDeathReport) {
         // Kept for the next registration also where it is sent now: it may be lost with the link, and the control plane
         // takes it twice without harm.
-        let Some(raylet) = self.raylets.get_mut(&node) else { return };
+        let Some(raylet) = self.raylets.get_mut(&node) else {
+            return;
+        };
         raylet.deaths.push(report.clone());
         self.to_gcs_if_registered(node, NodeMessage::WorkerDeath(report));
     }
@@ -510,7 +620,9 @@ impl World {
     fn process_is_dead(&mut self, node: NodeId, worker: WorkerId) {
         let forget = self.mutated(Mutation::ForgetWatch);
         let keep_leases = self.mutated(Mutation::ForgetLeasesOfDeadOwner);
-        let Some(raylet) = self.raylets.get_mut(&node) else { return };
+        let Some(raylet) = self.raylets.get_mut(&node) else {
+            return;
+        };
         if !raylet.dead.insert(worker) {
             return;
         }
@@ -520,16 +632,28 @@ impl World {
             others.remove(&worker);
         }
         let elsewhere = raylet.watchers_elsewhere.remove(&worker).unwrap_or_default();
-        let owned: Vec<ObjectId> =
-            raylet.store.iter().filter(|(_, copy)| copy.owner == worker).map(|(object, _)| *object).collect();
+        let owned: Vec<ObjectId> = raylet
+            .store
+            .iter()
+            .filter(|(_, copy)| copy.owner == worker)
+            .map(|(object, _)| *object)
+            .collect();
         for object in owned {
             raylet.store.remove(&object);
         }
         for watcher in watchers.into_iter().filter(|_| !forget) {
-            self.send(Place::Raylet(node), Place::Process(watcher), Message::WorkerDied { worker });
+            self.send(
+                Place::Raylet(node),
+                Place::Process(watcher),
+                Message::WorkerDied { worker },
+            );
         }
         for other in elsewhere {
-            self.send(Place::Raylet(node), Place::Raylet(other), Message::DiedElsewhere { worker });
+            self.send(
+                Place::Raylet(node),
+                Place::Raylet(other),
+                Message::DiedElsewhere { worker },
+            );
         }
         if !keep_leases {
             self.raylet_step(node, SchedulerEvent::OwnerGone { process: worker });
@@ -537,18 +661,37 @@ impl World {
     }
 
     fn node_is_dead(&mut self, node: NodeId, dead: NodeId) {
-        let Some(raylet) = self.raylets.get_mut(&node) else { return };
+        let Some(raylet) = self.raylets.get_mut(&node) else {
+            return;
+        };
         if node == dead || !raylet.dead_nodes.insert(dead) {
             return;
         }
-        let stuck: Vec<ObjectId> =
-            raylet.pulls.iter().filter(|(_, pull)| pull.asked == dead).map(|(object, _)| *object).collect();
-        let here: Vec<WorkerId> =
-            self.processes.values().filter(|process| process.node == node).map(|process| process.id).collect();
+        let stuck: Vec<ObjectId> = raylet
+            .pulls
+            .iter()
+            .filter(|(_, pull)| pull.asked == dead)
+            .map(|(object, _)| *object)
+            .collect();
+        let here: Vec<WorkerId> = self
+            .processes
+            .values()
+            .filter(|process| process.node == node)
+            .map(|process| process.id)
+            .collect();
         for worker in here {
-            self.send(Place::Raylet(node), Place::Process(worker), Message::NodeDied { node: dead });
+            self.send(
+                Place::Raylet(node),
+                Place::Process(worker),
+                Message::NodeDied { node: dead },
+            );
         }
-        let gone: Vec<WorkerId> = self.home.iter().filter(|(_, home)| **home == dead).map(|(worker, _)| *worker).collect();
+        let gone: Vec<WorkerId> = self
+            .home
+            .iter()
+            .filter(|(_, home)| **home == dead)
+            .map(|(worker, _)| *worker)
+            .collect();
         for worker in gone {
             self.process_is_dead(node, worker);
         }
@@ -569,7 +712,9 @@ impl World {
 
     pub(crate) fn raylet_step(&mut self, node: NodeId, event: SchedulerEvent) {
         let now_ms = self.now / MS;
-        let Some(raylet) = self.raylets.get_mut(&node) else { return };
+        let Some(raylet) = self.raylets.get_mut(&node) else {
+            return;
+        };
         let commands = raylet.scheduler.step(event, now_ms);
         if let Err(error) = raylet.scheduler.validate() {
             return self.fail(format!("the raylet of {node}: {error}"));
@@ -579,7 +724,9 @@ impl World {
         }
         self.report_soon(node);
         let now = self.now;
-        let Some(raylet) = self.raylets.get_mut(&node) else { return };
+        let Some(raylet) = self.raylets.get_mut(&node) else {
+            return;
+        };
         if let Some(at_ms) = raylet.scheduler.next_tick(now_ms) {
             let at = (at_ms * MS).max(now + 1);
             if raylet.tick_at.is_none_or(|known| at < known) {
@@ -592,9 +739,20 @@ impl World {
     fn raylet_carry_out(&mut self, node: NodeId, command: Command) {
         let here = Place::Raylet(node);
         match command {
-            Command::Grant { key, lease, worker, first_sequence } => {
+            Command::Grant {
+                key,
+                lease,
+                worker,
+                first_sequence,
+            } => {
                 let (correlation, to) = (key.correlation, Place::Process(key.process));
-                let message = Message::LeaseGranted { correlation, lease, worker, node, first_sequence };
+                let message = Message::LeaseGranted {
+                    correlation,
+                    lease,
+                    worker,
+                    node,
+                    first_sequence,
+                };
                 if self.mutated_sometimes(Mutation::LoseGrant) {
                     return;
                 }
@@ -604,20 +762,31 @@ impl World {
                 self.send(here, to, message);
             }
             Command::Redirect { key, node: to } => {
-                let message = Message::LeaseRedirected { correlation: key.correlation, node: to };
+                let message = Message::LeaseRedirected {
+                    correlation: key.correlation,
+                    node: to,
+                };
                 self.send(here, Place::Process(key.process), message);
             }
             Command::Refuse { key, .. } => {
-                let message = Message::LeaseRefused { correlation: key.correlation };
+                let message = Message::LeaseRefused {
+                    correlation: key.correlation,
+                };
                 self.send(here, Place::Process(key.process), message);
             }
             Command::Queued { key, .. } => {
-                let message = Message::LeaseQueued { correlation: key.correlation };
+                let message = Message::LeaseQueued {
+                    correlation: key.correlation,
+                };
                 self.send(here, Place::Process(key.process), message);
             }
             Command::Recall { owner, lease } => self.send(here, Place::Process(owner), Message::RecallLease { lease }),
             Command::AssignLease { worker, lease, .. } => {
-                self.send(here, Place::Process(worker), Message::LeaseAssigned { lease: Some(lease) });
+                self.send(
+                    here,
+                    Place::Process(worker),
+                    Message::LeaseAssigned { lease: Some(lease) },
+                );
             }
             Command::UnassignLease { worker } => {
                 self.send(here, Place::Process(worker), Message::LeaseAssigned { lease: None });
@@ -628,7 +797,9 @@ impl World {
             }
             Command::AskToExit { worker, .. } => self.send(here, Place::Process(worker), Message::ExitProcess),
             Command::KillWorker { worker, cause } => {
-                let Some(raylet) = self.raylets.get_mut(&node) else { return };
+                let Some(raylet) = self.raylets.get_mut(&node) else {
+                    return;
+                };
                 raylet.kill_causes.entry(worker).or_insert(cause);
                 if self.processes.contains_key(&worker) {
                     self.kill_process(worker);
@@ -637,9 +808,17 @@ impl World {
                     self.at(MS, Event::WorkerEnded { node, worker });
                 }
             }
-            Command::LeaseBroken { owner, lease, started_sequence, .. } => {
+            Command::LeaseBroken {
+                owner,
+                lease,
+                started_sequence,
+                ..
+            } => {
                 if !self.mutated(Mutation::LoseLeaseBroken) {
-                    let message = Message::LeaseBroken { lease, started: started_sequence };
+                    let message = Message::LeaseBroken {
+                        lease,
+                        started: started_sequence,
+                    };
                     self.send(here, Place::Process(owner), message);
                 }
             }
@@ -653,7 +832,13 @@ impl World {
                     None => (bytes::Bytes::new(), 0),
                 };
                 let worker = Some(address(node, worker));
-                let report = WorkerDeathReport { worker, cause: Some(cause), actor_id, incarnation, ..Default::default() };
+                let report = WorkerDeathReport {
+                    worker,
+                    cause: Some(cause),
+                    actor_id,
+                    incarnation,
+                    ..Default::default()
+                };
                 self.report_death(node, report);
             }
             Command::AnswerBundlesPrepared { .. }
@@ -670,7 +855,16 @@ impl World {
             let correlation = *process.requests.iter().find(|(_, (_, at))| *at == node)?.0;
             (*id != first).then_some((*id, correlation))
         });
-        if let (Some((other, correlation)), Message::LeaseGranted { lease, worker, first_sequence, .. }) = (other, message) {
+        if let (
+            Some((other, correlation)),
+            Message::LeaseGranted {
+                lease,
+                worker,
+                first_sequence,
+                ..
+            },
+        ) = (other, message)
+        {
             let again = Message::LeaseGranted {
                 correlation,
                 lease: *lease,
@@ -688,25 +882,52 @@ impl World {
             _ => WorkerId::NIL,
         };
         match message {
-            Message::RequestLease { key, specification, redirected } => {
+            Message::RequestLease {
+                key,
+                specification,
+                redirected,
+            } => {
                 if self.node_of(from) != node {
                     if let Some(raylet) = self.raylets.get_mut(&node) {
                         raylet.remote_owners.insert(sender);
                     }
                 }
-                let event = SchedulerEvent::RequestLease { key, specification, preferred: None, redirected };
+                let event = SchedulerEvent::RequestLease {
+                    key,
+                    specification,
+                    preferred: None,
+                    redirected,
+                };
                 self.raylet_step(node, event);
                 // The owner may have died before its request arrived.
-                if self.raylets.get(&node).is_some_and(|raylet| raylet.dead.contains(&sender)) {
+                if self
+                    .raylets
+                    .get(&node)
+                    .is_some_and(|raylet| raylet.dead.contains(&sender))
+                {
                     self.raylet_step(node, SchedulerEvent::OwnerGone { process: sender });
                 }
             }
             Message::CancelRequest { key } => self.raylet_step(node, SchedulerEvent::CancelRequest { key }),
             Message::ReturnLease { lease, worker_exits } => {
-                self.raylet_step(node, SchedulerEvent::ReturnLease { owner: sender, lease, worker_exits });
+                self.raylet_step(
+                    node,
+                    SchedulerEvent::ReturnLease {
+                        owner: sender,
+                        lease,
+                        worker_exits,
+                    },
+                );
             }
             Message::WorkerBlocked { lease } => {
-                self.raylet_step(node, SchedulerEvent::Blocked { worker: sender, lease, reason: "get".into() });
+                self.raylet_step(
+                    node,
+                    SchedulerEvent::Blocked {
+                        worker: sender,
+                        lease,
+                        reason: "get".into(),
+                    },
+                );
             }
             Message::WorkerUnblocked { lease } => {
                 self.raylet_step(node, SchedulerEvent::Unblocked { worker: sender, lease });
@@ -715,14 +936,27 @@ impl World {
             Message::GcsCall { call } => {
                 if let GcsCall::WatchActor(key) = &*call {
                     if let Some(raylet) = self.raylets.get_mut(&node) {
-                        raylet.actor_watches.entry(sender).or_default().insert(key.actor_id.to_vec());
+                        raylet
+                            .actor_watches
+                            .entry(sender)
+                            .or_default()
+                            .insert(key.actor_id.to_vec());
                     }
                 }
                 self.ask_gcs(node, Asker::Process(sender), sender, *call);
             }
             Message::ActorCreated(created) => {
-                let message = ActorCreated { worker: Some(address(node, sender)), ..created };
-                self.raylet_step(node, SchedulerEvent::ActorAnswered { worker: sender, message });
+                let message = ActorCreated {
+                    worker: Some(address(node, sender)),
+                    ..created
+                };
+                self.raylet_step(
+                    node,
+                    SchedulerEvent::ActorAnswered {
+                        worker: sender,
+                        message,
+                    },
+                );
             }
             Message::FreeObjects { object } => {
                 if let Some(raylet) = self.raylets.get_mut(&node) {
@@ -733,7 +967,9 @@ impl World {
             Message::WatchElsewhere { worker } => {
                 let Place::Raylet(other) = from else { return };
                 let alive = self.processes.contains_key(&worker);
-                let Some(raylet) = self.raylets.get_mut(&node) else { return };
+                let Some(raylet) = self.raylets.get_mut(&node) else {
+                    return;
+                };
                 if alive || !raylet.dead.contains(&worker) {
                     raylet.watchers_elsewhere.entry(worker).or_default().insert(other);
                 } else {
@@ -760,11 +996,17 @@ impl World {
     fn watch(&mut self, node: NodeId, watcher: WorkerId, worker: WorkerId) {
         let home = self.node_of(Place::Process(worker));
         let gone_here = home == node && !self.processes.contains_key(&worker);
-        let Some(raylet) = self.raylets.get_mut(&node) else { return };
+        let Some(raylet) = self.raylets.get_mut(&node) else {
+            return;
+        };
         let dead = raylet.dead.contains(&worker) || raylet.dead_nodes.contains(&home) || gone_here;
         if dead {
             if !self.mutated(Mutation::ForgetWatch) {
-                self.send(Place::Raylet(node), Place::Process(watcher), Message::WorkerDied { worker });
+                self.send(
+                    Place::Raylet(node),
+                    Place::Process(watcher),
+                    Message::WorkerDied { worker },
+                );
             }
             return;
         }
@@ -777,9 +1019,11 @@ impl World {
     // --- the store ---
 
     fn fetch(&mut self, node: NodeId, process: WorkerId, object: ObjectId, locations: Vec<NodeId>) {
-        let Some(raylet) = self.raylets.get_mut(&node) else { return };
-        if let Some(copy) = raylet.store.get(&object) {
-            let message = Message::ObjectLocal { object, contents: copy.contents.clone(), transferred: false };
+        let Some(raylet) = self.raylets.get_mut(&node) else {
+            return;
+        };
+        if raylet.store.contains_key(&object) {
+            let message = Message::ObjectLocal { object };
             return self.send(Place::Raylet(node), Place::Process(process), message);
         }
         if let Some(pull) = raylet.pulls.get_mut(&object) {
@@ -787,19 +1031,33 @@ impl World {
             return;
         }
         let waiters = BTreeSet::from([process]);
-        let pull = Pull { waiters, candidates: locations, absent: Vec::new(), asked: NodeId::NIL };
+        let pull = Pull {
+            waiters,
+            candidates: locations,
+            absent: Vec::new(),
+            asked: NodeId::NIL,
+        };
         raylet.pulls.insert(object, pull);
         self.pull_next(node, object);
     }
 
     fn pull_next(&mut self, node: NodeId, object: ObjectId) {
         loop {
-            let Some(raylet) = self.raylets.get_mut(&node) else { return };
-            let Some(pull) = raylet.pulls.get_mut(&object) else { return };
+            let Some(raylet) = self.raylets.get_mut(&node) else {
+                return;
+            };
+            let Some(pull) = raylet.pulls.get_mut(&object) else {
+                return;
+            };
             let Some(next) = pull.candidates.pop() else {
-                let Some(pull) = raylet.pulls.remove(&object) else { return };
+                let Some(pull) = raylet.pulls.remove(&object) else {
+                    return;
+                };
                 for process in pull.waiters {
-                    let message = Message::FetchFailed { object, absent: pull.absent.clone() };
+                    let message = Message::FetchFailed {
+                        object,
+                        absent: pull.absent.clone(),
+                    };
                     self.send(Place::Raylet(node), Place::Process(process), message);
                 }
                 return;
@@ -815,21 +1073,34 @@ impl World {
 
     fn pull_answered(&mut self, node: NodeId, object: ObjectId, from: NodeId, contents: Option<Rc<[Reference]>>) {
         let owner = self.truth_owner(&object);
-        let Some(raylet) = self.raylets.get_mut(&node) else { return };
-        let Some(pull) = raylet.pulls.get_mut(&object).filter(|pull| pull.asked == from) else { return };
+        let Some(raylet) = self.raylets.get_mut(&node) else {
+            return;
+        };
+        let Some(pull) = raylet.pulls.get_mut(&object).filter(|pull| pull.asked == from) else {
+            return;
+        };
         let Some(contents) = contents else {
             pull.absent.push(from);
             return self.pull_next(node, object);
         };
         let waiters = std::mem::take(&mut pull.waiters);
         raylet.pulls.remove(&object);
-        // A copy whose owner is known to be dead would be freed by nobody.
+        // A copy whose owner is known to be dead would be freed by nobody. The owner hears of the copy from here and not
+        // from whoever fetched it, because that process may die before it could say so.
         if !raylet.dead.contains(&owner) {
-            raylet.store.insert(object, Copy { owner, contents: contents.clone() });
+            raylet.store.insert(object, Copy { owner, contents });
+            self.send(
+                Place::Raylet(node),
+                Place::Process(owner),
+                Message::AddLocation { object, node },
+            );
         }
         for process in waiters {
-            let message = Message::ObjectLocal { object, contents: contents.clone(), transferred: true };
-            self.send(Place::Raylet(node), Place::Process(process), message);
+            self.send(
+                Place::Raylet(node),
+                Place::Process(process),
+                Message::ObjectLocal { object },
+            );
         }
     }
 
@@ -844,12 +1115,9 @@ impl World {
 }
 
 fn finish_job(job: JobId) -> GcsCall {
-    GcsCall::FinishJob(JobKey { job_id: id_bytes(job.as_bytes()) })
-}
-
-/// A cause for a process that left of itself.
-pub(crate) fn intended() -> DeathCause {
-    death(DEATH_INTENDED, "it left")
+    GcsCall::FinishJob(JobKey {
+        job_id: id_bytes(job.as_bytes()),
+    })
 }
 
 /// The actor that a message names.

@@ -28,7 +28,10 @@ pub(crate) type Table = ReferenceTable<Slot>;
 fn specification(job: &[u8], cpus: u32) -> LeaseSpecification {
     LeaseSpecification {
         job_id: id_bytes(job),
-        resources: vec![ResourceAmount { name: "CPU".into(), amount_e4: i64::from(cpus) * 10_000 }],
+        resources: vec![ResourceAmount {
+            name: "CPU".into(),
+            amount_e4: i64::from(cpus) * 10_000,
+        }],
         ..LeaseSpecification::default()
     }
 }
@@ -38,7 +41,9 @@ impl World {
 
     /// Changes a process's counts, checks them, and carries out what follows.
     pub(crate) fn refs(&mut self, id: WorkerId, act: impl FnOnce(&mut Table, &mut Vec<ReferenceCommand>)) {
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         let mut commands = Vec::new();
         act(&mut process.table, &mut commands);
         if let Err(error) = process.table.validate() {
@@ -52,14 +57,27 @@ impl World {
     fn carry_out_reference(&mut self, id: WorkerId, command: ReferenceCommand) {
         let one = self.mutated(Mutation::IgnoreGeneration);
         match command {
-            ReferenceCommand::AddBorrower { owner, object, borrower, generation } => {
+            ReferenceCommand::AddBorrower {
+                owner,
+                object,
+                borrower,
+                generation,
+            } => {
                 let generation = if one { 1 } else { generation };
                 if !self.mutated_sometimes(Mutation::LoseAddBorrower) {
-                    let message = Message::AddBorrower { object, borrower, generation };
+                    let message = Message::AddBorrower {
+                        object,
+                        borrower,
+                        generation,
+                    };
                     self.send(Place::Process(id), Place::Process(owner), message);
                 }
             }
-            ReferenceCommand::RemoveBorrower { owner, object, generation } => {
+            ReferenceCommand::RemoveBorrower {
+                owner,
+                object,
+                generation,
+            } => {
                 let generation = if one { 1 } else { generation };
                 if !self.mutated_sometimes(Mutation::LoseRemoveBorrower) {
                     let message = Message::RemoveBorrower { object, generation };
@@ -68,7 +86,11 @@ impl World {
             }
             ReferenceCommand::AcknowledgeReturns { worker, task } => {
                 if !self.mutated(Mutation::DropReturnsAcknowledged) {
-                    self.send(Place::Process(id), Place::Process(worker), Message::ReturnsAcknowledged { task });
+                    self.send(
+                        Place::Process(id),
+                        Place::Process(worker),
+                        Message::ReturnsAcknowledged { task },
+                    );
                 }
             }
             ReferenceCommand::Watch { worker } => {
@@ -77,7 +99,9 @@ impl World {
             }
             ReferenceCommand::FreeValue { object, nodes } => self.value_freed(id, object, &nodes),
             ReferenceCommand::ReleaseLineage { object } => {
-                let Some(process) = self.processes.get_mut(&id) else { return };
+                let Some(process) = self.processes.get_mut(&id) else {
+                    return;
+                };
                 let dropped = process.lineage.return_released(object.task_id());
                 self.drop_lineage(id, dropped.into_iter().collect());
             }
@@ -106,7 +130,10 @@ impl World {
         let task = object.task_id();
         let is_handle = task.has_actor() && task == TaskId::for_actor_creation(task.actor_id());
         if is_handle && self.truth_owner(&object) == id && !self.mutated(Mutation::LoseOutOfScope) {
-            let key = ActorKey { actor_id: id_bytes(task.actor_id().as_bytes()), owner: None };
+            let key = ActorKey {
+                actor_id: id_bytes(task.actor_id().as_bytes()),
+                owner: None,
+            };
             self.call_gcs(id, GcsCall::ActorOutOfScope(key));
         }
     }
@@ -120,7 +147,15 @@ impl World {
     /// A new object of a process's own.
     pub(crate) fn own(&mut self, id: WorkerId, object: ObjectId, value: Option<Value>) {
         self.truth.owners.insert(object, id);
-        self.refs(id, |table, _| table.own(object, Slot { value, ..Slot::default() }));
+        self.refs(id, |table, _| {
+            table.own(
+                object,
+                Slot {
+                    value,
+                    ..Slot::default()
+                },
+            )
+        });
     }
 
     /// The owned object counts what it contains.
@@ -141,15 +176,21 @@ impl World {
             Cover::Outer(_) if self.mutated(Mutation::FreeBeforeAcknowledge) => Cover::Outer(ObjectId::NIL),
             other => other,
         };
-        self.refs(id, |table, out| table.borrow(object, owner, cover, Slot::default(), out));
+        self.refs(id, |table, out| {
+            table.borrow(object, owner, cover, Slot::default(), out)
+        });
     }
 
     // --- values ---
 
     /// A value is known: whoever waits for it goes on.
     pub(crate) fn set_value(&mut self, id: WorkerId, object: ObjectId, value: Value) {
-        let Some(process) = self.processes.get_mut(&id) else { return };
-        let Some(entry) = process.table.get_mut(&object) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        let Some(entry) = process.table.get_mut(&object) else {
+            return;
+        };
         let known_failure = matches!(entry.value.value, Some(Value::Inline(_)));
         if known_failure && matches!(value, Value::Failed(_)) {
             // The value was here before its owner died.
@@ -165,7 +206,9 @@ impl World {
     }
 
     pub(crate) fn wake_waiters(&mut self, id: WorkerId, object: ObjectId) {
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         for waiter in process.waiters.remove(&object).unwrap_or_default() {
             match waiter {
                 Waiter::Frame(frame) => self.run_frame(id, frame),
@@ -179,7 +222,9 @@ impl World {
     pub(crate) fn read(&mut self, id: WorkerId, object: ObjectId) -> Option<Result<Rc<[Reference]>, Failure>> {
         let process = self.processes.get_mut(&id)?;
         let node = process.node;
-        let Some(entry) = process.table.get_mut(&object) else { return Some(Err(Failure::Freed)) };
+        let Some(entry) = process.table.get_mut(&object) else {
+            return Some(Err(Failure::Freed));
+        };
         match entry.value.value.clone() {
             Some(Value::Inline(contents)) => Some(Ok(contents)),
             Some(Value::Failed(failure)) => Some(Err(failure)),
@@ -195,14 +240,22 @@ impl World {
                         self.rebuild(id, object);
                         return self.known_failure(id, object);
                     }
-                    self.send(Place::Process(id), Place::Raylet(node), Message::FetchObject { object, locations });
+                    self.send(
+                        Place::Process(id),
+                        Place::Raylet(node),
+                        Message::FetchObject { object, locations },
+                    );
                 }
                 None
             }
             None => {
                 if let Some(owner) = entry.borrowed_owner().filter(|_| !entry.value.asked) {
                     entry.value.asked = true;
-                    self.send(Place::Process(id), Place::Process(owner), Message::GetObjectStatus { object });
+                    self.send(
+                        Place::Process(id),
+                        Place::Process(owner),
+                        Message::GetObjectStatus { object },
+                    );
                 }
                 None
             }
@@ -219,7 +272,9 @@ impl World {
     /// Whether a value is known well enough for a call that needs it to be pushed.
     fn is_resolved(&mut self, id: WorkerId, object: ObjectId) -> Option<Result<(), Failure>> {
         let process = self.processes.get_mut(&id)?;
-        let Some(entry) = process.table.get(&object) else { return Some(Err(Failure::Freed)) };
+        let Some(entry) = process.table.get(&object) else {
+            return Some(Err(Failure::Freed));
+        };
         match &entry.value.value {
             Some(Value::Failed(failure)) => Some(Err(*failure)),
             Some(_) => Some(Ok(())),
@@ -230,28 +285,54 @@ impl World {
     fn answer_status(&mut self, id: WorkerId, borrower: WorkerId, object: ObjectId) {
         let Some(entry) = self.processes.get(&id).and_then(|process| process.table.get(&object)) else {
             let value = Value::Failed(Failure::Freed);
-            return self.send(Place::Process(id), Place::Process(borrower), Message::ObjectStatus { object, value });
+            return self.send(
+                Place::Process(id),
+                Place::Process(borrower),
+                Message::ObjectStatus { object, value },
+            );
         };
         let value = match &entry.value.value {
             Some(Value::Stored(_)) if entry.is_owned() => Value::Stored(entry.locations().to_vec()),
             Some(value) => value.clone(),
             None => return,
         };
-        self.send(Place::Process(id), Place::Process(borrower), Message::ObjectStatus { object, value });
+        self.send(
+            Place::Process(id),
+            Place::Process(borrower),
+            Message::ObjectStatus { object, value },
+        );
     }
 
     fn status_asked(&mut self, id: WorkerId, borrower: WorkerId, object: ObjectId) {
-        if self.processes.get(&id).is_some_and(|process| process.table.is_freed(&object)) {
+        if self
+            .processes
+            .get(&id)
+            .is_some_and(|process| process.table.is_freed(&object))
+        {
             let value = Value::Failed(Failure::Freed);
-            return self.send(Place::Process(id), Place::Process(borrower), Message::ObjectStatus { object, value });
+            return self.send(
+                Place::Process(id),
+                Place::Process(borrower),
+                Message::ObjectStatus { object, value },
+            );
         }
-        let lost = self.processes.get(&id).and_then(|process| process.table.get(&object)).is_some_and(|entry| {
-            matches!(entry.value.value, Some(Value::Stored(_))) && entry.is_owned() && entry.locations().is_empty()
-        });
+        let lost = self
+            .processes
+            .get(&id)
+            .and_then(|process| process.table.get(&object))
+            .is_some_and(|entry| {
+                matches!(entry.value.value, Some(Value::Stored(_))) && entry.is_owned() && entry.locations().is_empty()
+            });
         if lost {
             self.rebuild(id, object);
         }
-        let Some(entry) = self.processes.get_mut(&id).and_then(|process| process.table.get_mut(&object)) else { return };
+        let Some(entry) = self
+            .processes
+            .get_mut(&id)
+            .and_then(|process| process.table.get_mut(&object))
+        else {
+            return;
+        };
         match entry.value.value {
             Some(_) => self.answer_status(id, borrower, object),
             None => {
@@ -265,11 +346,16 @@ impl World {
     /// Makes a lost value again, or says that it is lost.
     fn rebuild(&mut self, id: WorkerId, object: ObjectId) {
         let task = object.task_id();
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         if process.tasks.contains_key(&task) {
             return;
         }
-        let whole = process.retained.get(&task).map(|(call, attempt)| (call.clone(), *attempt));
+        let whole = process
+            .retained
+            .get(&task)
+            .map(|(call, attempt)| (call.clone(), *attempt));
         let usable = whole.filter(|(call, _)| call.counted().iter().all(|argument| !process.table.is_freed(argument)));
         let Some((call, attempt)) = usable else {
             return self.set_value(id, object, Value::Failed(Failure::Lost));
@@ -279,7 +365,10 @@ impl World {
         };
         process.retained.remove(&task);
         if let Some(entry) = process.table.get_mut(&object) {
-            entry.value = Slot { remote: std::mem::take(&mut entry.value.remote), ..Slot::default() };
+            entry.value = Slot {
+                remote: std::mem::take(&mut entry.value.remote),
+                ..Slot::default()
+            };
         }
         for argument in call.counted() {
             self.refs(id, |table, _| table.add_submitted(&argument));
@@ -287,7 +376,7 @@ impl World {
         for argument in arguments {
             self.refs(id, |table, out| table.remove_lineage(&argument, out));
         }
-        self.begin_task(id, call, attempt + 1, retries_left, true);
+        self.begin_task(id, call, attempt + 1, retries_left);
     }
 
     // --- calls ---
@@ -305,7 +394,7 @@ impl World {
         if let CallKind::Method { actor, .. } = &call.kind {
             let (actor, task, retries) = (*actor, call.task, call.retries);
             let ready = call.by_reference.is_empty();
-            self.begin_task(id, call, 0, retries, false);
+            self.begin_task(id, call, 0, retries);
             self.know_actor(id, actor);
             self.actor_calls(id, actor, |calls, out| calls.submit(task, "", ready, retries, out));
             if !ready {
@@ -313,16 +402,25 @@ impl World {
             }
         } else {
             let retries = call.retries;
-            self.begin_task(id, call, 0, retries, false);
+            self.begin_task(id, call, 0, retries);
         }
     }
 
-    fn begin_task(&mut self, id: WorkerId, call: Rc<Call>, attempt: u32, retries_left: i32, rebuilds: bool) {
+    fn begin_task(&mut self, id: WorkerId, call: Rc<Call>, attempt: u32, retries_left: i32) {
         let unresolved = call.by_reference.iter().map(|reference| reference.object).collect();
         let task = call.task;
         let plain = !matches!(call.kind, CallKind::Method { .. });
-        let state = Task { call, attempt, retries_left, unresolved, submitted: false, pushed: false, rebuilds };
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let state = Task {
+            call,
+            attempt,
+            retries_left,
+            unresolved,
+            submitted: false,
+            pushed: false,
+        };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         process.tasks.insert(task, state);
         if plain {
             self.resolve(id, task);
@@ -331,7 +429,9 @@ impl World {
 
     /// Looks whether a call's arguments are there; the call goes on, waits, or fails.
     fn resolve(&mut self, id: WorkerId, task: TaskId) {
-        let Some(state) = self.processes.get(&id).and_then(|process| process.tasks.get(&task)) else { return };
+        let Some(state) = self.processes.get(&id).and_then(|process| process.tasks.get(&task)) else {
+            return;
+        };
         if state.submitted {
             return;
         }
@@ -351,13 +451,23 @@ impl World {
                     return self.finish_failed(id, task, Failure::ArgumentFailed);
                 }
                 Some(Ok(())) => {
-                    if let Some(state) = self.processes.get_mut(&id).and_then(|process| process.tasks.get_mut(&task)) {
+                    if let Some(state) = self
+                        .processes
+                        .get_mut(&id)
+                        .and_then(|process| process.tasks.get_mut(&task))
+                    {
                         state.unresolved.remove(&object);
                     }
                 }
             }
         }
-        let Some(state) = self.processes.get_mut(&id).and_then(|process| process.tasks.get_mut(&task)) else { return };
+        let Some(state) = self
+            .processes
+            .get_mut(&id)
+            .and_then(|process| process.tasks.get_mut(&task))
+        else {
+            return;
+        };
         state.submitted = true;
         match state.call.kind.clone() {
             CallKind::Plain { .. } => self.enqueue(id, task),
@@ -367,7 +477,9 @@ impl World {
     }
 
     fn withdraw_method(&mut self, id: WorkerId, task: TaskId) {
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         let Some(CallKind::Method { actor, .. }) = process.tasks.get(&task).map(|state| state.call.kind.clone()) else {
             return;
         };
@@ -380,8 +492,12 @@ impl World {
 
     fn enqueue(&mut self, id: WorkerId, task: TaskId) {
         let now_ms = self.now / MS;
-        let Some(CallKind::Plain { cpus }) = self.task_kind(id, task) else { return };
-        self.leases(id, |leases, out| leases.submit(task, u64::from(cpus), true, None, now_ms, out));
+        let Some(CallKind::Plain { cpus }) = self.task_kind(id, task) else {
+            return;
+        };
+        self.leases(id, |leases, out| {
+            leases.submit(task, u64::from(cpus), true, None, now_ms, out)
+        });
     }
 
     fn task_kind(&self, id: WorkerId, task: TaskId) -> Option<CallKind> {
@@ -410,7 +526,9 @@ impl World {
 
     fn schedule_tick(&mut self, id: WorkerId) {
         // A tick is cheap; the machine itself says when it has nothing to wait for.
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         if process.tick_at.is_none() && !process.leases.is_quiet() {
             process.tick_at = Some(self.now + 5 * MS);
             self.at(5 * MS, Event::ProcessTick(id));
@@ -426,10 +544,14 @@ impl World {
     }
 
     fn carry_out_lease(&mut self, id: WorkerId, command: LeaseCommand) {
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         let here = Place::Process(id);
         match command {
-            LeaseCommand::Request { request, class, raylet, .. } => {
+            LeaseCommand::Request {
+                request, class, raylet, ..
+            } => {
                 let node = raylet.unwrap_or(process.node);
                 let correlation = process.next_correlation;
                 process.next_correlation += 1;
@@ -440,8 +562,15 @@ impl World {
                 if process.dead_nodes.contains(&node) {
                     return self.lose_requests(id, node);
                 }
-                let key = RequestKey { process: id, correlation };
-                let message = Message::RequestLease { key, specification, redirected: raylet.is_some() };
+                let key = RequestKey {
+                    process: id,
+                    correlation,
+                };
+                let message = Message::RequestLease {
+                    key,
+                    specification,
+                    redirected: raylet.is_some(),
+                };
                 self.send(here, Place::Raylet(node), message);
             }
             LeaseCommand::CancelRequest { request } => {
@@ -450,26 +579,42 @@ impl World {
                     return;
                 };
                 process.requests.remove(&correlation);
-                let key = RequestKey { process: id, correlation };
+                let key = RequestKey {
+                    process: id,
+                    correlation,
+                };
                 self.send(here, Place::Raylet(node), Message::CancelRequest { key });
             }
             LeaseCommand::Push { lease, task, sequence } => {
-                let Some(worker) = process.leases.lease(&lease).map(|lease| lease.worker) else { return };
+                let Some(worker) = process.leases.lease(&lease).map(|lease| lease.worker) else {
+                    return;
+                };
                 let Some(state) = process.tasks.get(&task) else {
                     return self.fail(format!("{task} is pushed and is not a call of {id}"));
                 };
                 let (call, attempt) = (state.call.clone(), state.attempt);
-                let push = Push { call, caller: id, attempt, lease, sequence, incarnation: 0 };
+                let push = Push {
+                    call,
+                    caller: id,
+                    attempt,
+                    lease,
+                    sequence,
+                    incarnation: 0,
+                };
                 self.send(here, Place::Process(worker), Message::Push(push));
             }
             LeaseCommand::Return { lease, worker_exits } => {
-                let Some(node) = process.lease_nodes.remove(&lease) else { return };
+                let Some(node) = process.lease_nodes.remove(&lease) else {
+                    return;
+                };
                 if !self.mutated_sometimes(Mutation::LoseReturnLease) {
                     self.send(here, Place::Raylet(node), Message::ReturnLease { lease, worker_exits });
                 }
             }
             LeaseCommand::Recall { lease } => {
-                let Some(worker) = process.leases.lease(&lease).map(|lease| lease.worker) else { return };
+                let Some(worker) = process.leases.lease(&lease).map(|lease| lease.worker) else {
+                    return;
+                };
                 self.send(here, Place::Process(worker), Message::RecallTasks { lease });
             }
             LeaseCommand::AttemptFailed { task, .. } => self.attempt_failed(id, task),
@@ -478,7 +623,13 @@ impl World {
 
     fn attempt_failed(&mut self, id: WorkerId, task: TaskId) {
         let uncounted = self.mutated(Mutation::RetryWithoutCounting);
-        let Some(state) = self.processes.get_mut(&id).and_then(|process| process.tasks.get_mut(&task)) else { return };
+        let Some(state) = self
+            .processes
+            .get_mut(&id)
+            .and_then(|process| process.tasks.get_mut(&task))
+        else {
+            return;
+        };
         if state.retries_left == 0 {
             return self.finish_failed(id, task, Failure::WorkerDied);
         }
@@ -498,14 +649,19 @@ impl World {
     /// A call is over.
     fn end_task(&mut self, id: WorkerId, task: TaskId, value: Value, stored: bool) {
         let failed = matches!(value, Value::Failed(_));
-        let Some(process) = self.processes.get_mut(&id) else { return };
-        let Some(state) = process.tasks.remove(&task) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        let Some(state) = process.tasks.remove(&task) else {
+            return;
+        };
         self.truth.finished.insert(task, !failed);
         let call = state.call;
         if stored && !matches!(call.kind, CallKind::Method { .. }) {
             self.retain_lineage(id, &call, state.attempt, state.retries_left);
         }
-        if !(failed && self.mutated(Mutation::KeepArgumentsOfFailedCall)) && !self.mutated(Mutation::ReleaseBeforeRelay) {
+        if !(failed && self.mutated(Mutation::KeepArgumentsOfFailedCall)) && !self.mutated(Mutation::ReleaseBeforeRelay)
+        {
             self.release_arguments(id, &call);
         }
         self.set_value(id, call.result(), value);
@@ -521,7 +677,9 @@ impl World {
     }
 
     fn retain_lineage(&mut self, id: WorkerId, call: &Rc<Call>, attempt: u32, retries_left: i32) {
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         if retries_left == 0 || process.table.get(&call.result()).is_none() {
             return;
         }
@@ -566,7 +724,10 @@ impl World {
                 return;
             }
             (CallKind::Method { actor, .. }, _) => {
-                let known = self.processes.get_mut(&id).and_then(|process| process.actors.get_mut(actor));
+                let known = self
+                    .processes
+                    .get_mut(&id)
+                    .and_then(|process| process.actors.get_mut(actor));
                 if !known.is_some_and(|entry| entry.calls.replied(task)) {
                     return;
                 }
@@ -588,7 +749,9 @@ impl World {
         let (value, stored, contents): (Value, bool, Rc<[Reference]>) = match reply.outcome {
             Outcome::Returned(contents) => (Value::Inline(contents.clone()), false, contents),
             Outcome::ReturnedStored(node, contents) => {
-                let Some(process) = self.processes.get_mut(&id) else { return };
+                let Some(process) = self.processes.get_mut(&id) else {
+                    return;
+                };
                 if !process.table.add_location(&result, node) {
                     self.free_on(id, node, result);
                 }
@@ -616,12 +779,18 @@ impl World {
 
     pub(crate) fn call_gcs(&mut self, id: WorkerId, call: GcsCall) {
         let node = self.node_of(Place::Process(id));
-        self.send(Place::Process(id), Place::Raylet(node), Message::GcsCall { call: Box::new(call) });
+        self.send(
+            Place::Process(id),
+            Place::Raylet(node),
+            Message::GcsCall { call: Box::new(call) },
+        );
     }
 
     /// A handle is used here for the first time.
     fn know_actor(&mut self, id: WorkerId, actor: ActorId) {
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         if process.actors.contains_key(&actor) {
             return;
         }
@@ -632,7 +801,10 @@ impl World {
     fn watch_actor(&mut self, id: WorkerId, actor: ActorId) {
         let owner = self.truth_owner(&ObjectId::of(TaskId::for_actor_creation(actor), 1));
         let owner = Some(address(self.node_of(Place::Process(owner)), owner));
-        let key = ActorKey { actor_id: id_bytes(actor.as_bytes()), owner };
+        let key = ActorKey {
+            actor_id: id_bytes(actor.as_bytes()),
+            owner,
+        };
         self.call_gcs(id, GcsCall::WatchActor(key));
     }
 
@@ -652,16 +824,28 @@ impl World {
 
     fn register_actor(&mut self, id: WorkerId, actor: ActorId) {
         let node = self.node_of(Place::Process(id));
-        let Some(entry) = self.processes.get_mut(&id).and_then(|process| process.actors.get_mut(&actor)) else { return };
+        let Some(entry) = self
+            .processes
+            .get_mut(&id)
+            .and_then(|process| process.actors.get_mut(&actor))
+        else {
+            return;
+        };
         let Some(call) = entry.creation.clone() else { return };
         entry.registered = true;
         let max_concurrency = match call.kind {
             CallKind::Constructor { max_concurrency, .. } => max_concurrency as u32,
             _ => 1,
         };
-        let seat = |name: &str, amount: i64| ResourceAmount { name: name.into(), amount_e4: amount };
+        let seat = |name: &str, amount: i64| ResourceAmount {
+            name: name.into(),
+            amount_e4: amount,
+        };
         let creation = ActorCreation {
-            call: Some(ray_wire::PushTask { task_id: id_bytes(call.task.as_bytes()), ..Default::default() }),
+            call: Some(ray_wire::PushTask {
+                task_id: id_bytes(call.task.as_bytes()),
+                ..Default::default()
+            }),
             owner: Some(address(node, id)),
             resources: vec![seat("seat", 10_000)],
             placement_resources: vec![seat("CPU", 10_000), seat("seat", 10_000)],
@@ -669,15 +853,24 @@ impl World {
             max_concurrency,
             ..ActorCreation::default()
         };
-        let register =
-            RegisterActor { actor_id: id_bytes(actor.as_bytes()), creation: Some(creation), get_if_exists: false };
+        let register = RegisterActor {
+            actor_id: id_bytes(actor.as_bytes()),
+            creation: Some(creation),
+            get_if_exists: false,
+        };
         self.call_gcs(id, GcsCall::RegisterActor(register));
         self.watch_actor(id, actor);
     }
 
     /// Changes what a process knows of an actor's calls, checks it, and carries out what follows.
     fn actor_calls(&mut self, id: WorkerId, actor: ActorId, act: impl FnOnce(&mut ActorCalls, &mut Vec<ActorCommand>)) {
-        let Some(entry) = self.processes.get_mut(&id).and_then(|process| process.actors.get_mut(&actor)) else { return };
+        let Some(entry) = self
+            .processes
+            .get_mut(&id)
+            .and_then(|process| process.actors.get_mut(&actor))
+        else {
+            return;
+        };
         let mut commands = Vec::new();
         act(&mut entry.calls, &mut commands);
         if let Err(error) = entry.calls.validate() {
@@ -685,16 +878,32 @@ impl World {
         }
         for command in commands {
             match command {
-                ActorCommand::Push { task, worker, incarnation, sequence } => {
+                ActorCommand::Push {
+                    task,
+                    worker,
+                    incarnation,
+                    sequence,
+                } => {
                     let uncounted = self.mutated(Mutation::RetryWithoutCounting);
-                    let Some(state) = self.processes.get_mut(&id).and_then(|process| process.tasks.get_mut(&task)) else {
+                    let Some(state) = self
+                        .processes
+                        .get_mut(&id)
+                        .and_then(|process| process.tasks.get_mut(&task))
+                    else {
                         return self.fail(format!("{task} is pushed and is not a call of {id}"));
                     };
                     if std::mem::replace(&mut state.pushed, true) && !uncounted {
                         state.attempt += 1;
                     }
                     let (call, attempt) = (state.call.clone(), state.attempt);
-                    let push = Push { call, caller: id, attempt, lease: LeaseId::NIL, sequence, incarnation };
+                    let push = Push {
+                        call,
+                        caller: id,
+                        attempt,
+                        lease: LeaseId::NIL,
+                        sequence,
+                        incarnation,
+                    };
                     self.send(Place::Process(id), Place::Process(worker), Message::Push(push));
                 }
                 ActorCommand::FailDead { task } => self.finish_failed(id, task, Failure::ActorDied),
@@ -704,13 +913,23 @@ impl World {
     }
 
     fn on_actor_state(&mut self, id: WorkerId, state: &ActorState) {
-        let Some(actor) = crate::node::actor_of(&state.actor_id) else { return };
+        let Some(actor) = crate::node::actor_of(&state.actor_id) else {
+            return;
+        };
         let ignore = self.mutated(Mutation::IgnoreIncarnation);
         let incarnation = if ignore { 1 } else { state.incarnation };
-        let Some(entry) = self.processes.get_mut(&id).and_then(|process| process.actors.get_mut(&actor)) else { return };
+        let Some(entry) = self
+            .processes
+            .get_mut(&id)
+            .and_then(|process| process.actors.get_mut(&actor))
+        else {
+            return;
+        };
         match state.state {
             ACTOR_ALIVE => {
-                let Some(worker) = state.worker.as_ref().and_then(|worker| worker.worker().ok()) else { return };
+                let Some(worker) = state.worker.as_ref().and_then(|worker| worker.worker().ok()) else {
+                    return;
+                };
                 entry.worker = Some(worker);
                 entry.incarnation = incarnation;
                 self.actor_calls(id, actor, |calls, out| calls.alive(worker, incarnation, out));
@@ -736,9 +955,15 @@ impl World {
 
     fn lose_requests(&mut self, id: WorkerId, node: NodeId) {
         let now_ms = self.now / MS;
-        let Some(process) = self.processes.get_mut(&id) else { return };
-        let lost: Vec<(u64, u64)> =
-            process.requests.iter().filter(|(_, (_, at))| *at == node).map(|(id, (request, _))| (*id, *request)).collect();
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        let lost: Vec<(u64, u64)> = process
+            .requests
+            .iter()
+            .filter(|(_, (_, at))| *at == node)
+            .map(|(id, (request, _))| (*id, *request))
+            .collect();
         for (correlation, request) in lost {
             if let Some(process) = self.processes.get_mut(&id) {
                 process.requests.remove(&correlation);
@@ -748,7 +973,9 @@ impl World {
     }
 
     fn on_worker_died(&mut self, id: WorkerId, worker: WorkerId) {
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         process.dead_workers.insert(worker);
         if !self.mutated(Mutation::IgnoreWorkerDied) {
             self.refs(id, |table, out| table.worker_died(worker, out));
@@ -771,13 +998,21 @@ impl World {
             return;
         }
         let now_ms = self.now / MS;
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         process.dead_nodes.insert(node);
         process.lease_nodes.retain(|_, at| *at != node);
-        let stored: Vec<ObjectId> =
-            process.table.iter().filter(|(_, entry)| entry.locations().contains(&node)).map(|(id, _)| *id).collect();
+        let stored: Vec<ObjectId> = process
+            .table
+            .iter()
+            .filter(|(_, entry)| entry.locations().contains(&node))
+            .map(|(id, _)| *id)
+            .collect();
         for object in stored {
-            self.refs(id, |table, _| drop(table.remove_location(&object, node)));
+            self.refs(id, |table, _| {
+                table.remove_location(&object, node);
+            });
         }
         self.leases(id, |leases, out| leases.node_died(node, now_ms, out));
         self.lose_requests(id, node);
@@ -789,7 +1024,9 @@ impl World {
         if let Some(other) = self.truth.leases.insert(lease, id).filter(|other| *other != id) {
             return self.fail(format!("lease {lease} was granted to {other} and to {id}"));
         }
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         // A request that was withdrawn has the number of none.
         let request = process.requests.remove(&correlation).map_or(0, |(request, _)| request);
         process.lease_nodes.insert(lease, node);
@@ -798,7 +1035,9 @@ impl World {
             self.leases(id, |leases, out| leases.request_lost(request, now_ms, out));
             return;
         }
-        self.leases(id, |leases, out| leases.granted(request, lease, worker, node, first_sequence, now_ms, out));
+        self.leases(id, |leases, out| {
+            leases.granted(request, lease, worker, node, first_sequence, now_ms, out)
+        });
     }
 
     pub(crate) fn process_message(&mut self, id: WorkerId, from: Place, message: Message) {
@@ -808,7 +1047,11 @@ impl World {
             _ => WorkerId::NIL,
         };
         let request_of = |world: &Self, correlation: u64| {
-            world.processes.get(&id).and_then(|process| process.requests.get(&correlation)).map(|(request, _)| *request)
+            world
+                .processes
+                .get(&id)
+                .and_then(|process| process.requests.get(&correlation))
+                .map(|(request, _)| *request)
         };
         match message {
             Message::Push(push) => self.on_push(id, push),
@@ -818,18 +1061,35 @@ impl World {
                 let tasks: Vec<TaskId> = tasks.into_iter().map(|(task, _)| task).collect();
                 self.leases(id, |leases, out| leases.tasks_recalled(&tasks, lease, now_ms, out));
             }
-            Message::AddBorrower { object, borrower, generation } => {
-                self.refs(id, |table, out| drop(table.add_borrower(object, borrower, generation, out)));
-                let known_dead = self.processes.get(&id).is_some_and(|process| process.dead_workers.contains(&borrower));
+            Message::AddBorrower {
+                object,
+                borrower,
+                generation,
+            } => {
+                self.refs(id, |table, out| {
+                    table.add_borrower(object, borrower, generation, out);
+                });
+                let known_dead = self
+                    .processes
+                    .get(&id)
+                    .is_some_and(|process| process.dead_workers.contains(&borrower));
                 if known_dead && !self.mutated(Mutation::IgnoreWorkerDied) {
                     self.refs(id, |table, out| table.worker_died(borrower, out));
                 }
                 if !self.mutated_sometimes(Mutation::LoseAddBorrower) {
-                    let answer = Message::BorrowerAdded { object, borrower, generation };
+                    let answer = Message::BorrowerAdded {
+                        object,
+                        borrower,
+                        generation,
+                    };
                     self.send(Place::Process(id), from, answer);
                 }
             }
-            Message::BorrowerAdded { object, borrower, generation } => {
+            Message::BorrowerAdded {
+                object,
+                borrower,
+                generation,
+            } => {
                 self.refs(id, |table, out| table.borrower_added(object, borrower, generation, out));
             }
             Message::RemoveBorrower { object, generation } => {
@@ -838,23 +1098,37 @@ impl World {
             Message::ReturnsAcknowledged { task } => self.refs(id, |table, out| table.returns_acknowledged(task, out)),
             Message::GetObjectStatus { object } => self.status_asked(id, sender, object),
             Message::ObjectStatus { object, value } => {
-                if let Some(entry) = self.processes.get_mut(&id).and_then(|process| process.table.get_mut(&object)) {
+                if let Some(entry) = self
+                    .processes
+                    .get_mut(&id)
+                    .and_then(|process| process.table.get_mut(&object))
+                {
                     entry.value.asked = false;
                     self.set_value(id, object, value);
                 }
             }
             Message::AddLocation { object, node } => {
-                let Some(process) = self.processes.get_mut(&id) else { return };
+                let Some(process) = self.processes.get_mut(&id) else {
+                    return;
+                };
                 if !process.table.add_location(&object, node) {
                     self.free_on(id, node, object);
                 }
             }
             Message::ReportLost { object, nodes } => {
                 for node in nodes {
-                    self.refs(id, |table, _| drop(table.remove_location(&object, node)));
+                    self.refs(id, |table, _| {
+                        table.remove_location(&object, node);
+                    });
                 }
             }
-            Message::LeaseGranted { correlation, lease, worker, node, first_sequence } => {
+            Message::LeaseGranted {
+                correlation,
+                lease,
+                worker,
+                node,
+                first_sequence,
+            } => {
                 self.on_granted(id, correlation, (lease, worker, node, first_sequence));
             }
             Message::LeaseRedirected { correlation, node } => {
@@ -870,7 +1144,9 @@ impl World {
                     if let Some(process) = self.processes.get_mut(&id) {
                         process.requests.remove(&correlation);
                     }
-                    let failed = self.leases(id, |leases, out| leases.refused(request, out)).unwrap_or_default();
+                    let failed = self
+                        .leases(id, |leases, out| leases.refused(request, out))
+                        .unwrap_or_default();
                     for task in failed {
                         self.finish_failed(id, task, Failure::Unschedulable);
                     }
@@ -904,41 +1180,38 @@ impl World {
                     self.note(format!("{id} was answered {}", reply.error));
                 }
             }
-            Message::ObjectLocal { object, transferred, .. } => self.on_local(id, object, transferred),
+            Message::ObjectLocal { object } => self.on_local(id, object),
             Message::FetchFailed { object, absent } => self.on_fetch_failed(id, object, absent),
             other => self.fail(format!("a process got {other:?}")),
         }
     }
 
-    fn on_local(&mut self, id: WorkerId, object: ObjectId, transferred: bool) {
-        let Some(process) = self.processes.get_mut(&id) else { return };
-        let node = process.node;
-        let owner = self.truth_owner(&object);
-        let Some(process) = self.processes.get_mut(&id) else { return };
-        if let Some(entry) = process.table.get_mut(&object) {
+    fn on_local(&mut self, id: WorkerId, object: ObjectId) {
+        if let Some(entry) = self
+            .processes
+            .get_mut(&id)
+            .and_then(|process| process.table.get_mut(&object))
+        {
             entry.value.fetching = false;
-        }
-        if transferred {
-            if owner == id {
-                if !process.table.add_location(&object, node) {
-                    self.free_on(id, node, object);
-                }
-            } else {
-                self.send(Place::Process(id), Place::Process(owner), Message::AddLocation { object, node });
-            }
         }
         self.wake_waiters(id, object);
     }
 
     fn on_fetch_failed(&mut self, id: WorkerId, object: ObjectId, absent: Vec<NodeId>) {
-        let Some(process) = self.processes.get_mut(&id) else { return };
-        let Some(entry) = process.table.get_mut(&object) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        let Some(entry) = process.table.get_mut(&object) else {
+            return;
+        };
         entry.value.fetching = false;
         let forget = self.config.mutation == Some(Mutation::ForgetReportLost);
         match entry.borrowed_owner() {
             None => {
                 for node in absent.into_iter().filter(|_| !forget) {
-                    self.refs(id, |table, _| drop(table.remove_location(&object, node)));
+                    self.refs(id, |table, _| {
+                        table.remove_location(&object, node);
+                    });
                 }
             }
             Some(owner) => {

@@ -41,7 +41,6 @@ pub struct Task {
     pub submitted: bool,
     /// Whether an attempt of it was pushed (an actor's call that is pushed again is a further attempt).
     pub pushed: bool,
-    pub rebuilds: bool,
 }
 
 /// An actor, as one caller sees it.
@@ -175,14 +174,23 @@ impl Process {
         }
         if let Some((task, state)) = self.tasks.iter().next() {
             let (call, unresolved, submitted) = (&state.call.kind, &state.unresolved, state.submitted);
-            return Some(format!("call {task} ({call:?}, waits for {unresolved:?}, submitted {submitted}) is not over"));
+            return Some(format!(
+                "call {task} ({call:?}, waits for {unresolved:?}, submitted {submitted}) is not over"
+            ));
         }
         if !self.queue.is_empty() || !self.early.is_empty() || !self.arrived.is_empty() {
             return Some("calls that have not started".into());
         }
         if !self.table.is_quiet() {
-            let counts: Vec<_> = self.table.iter().map(|(object, entry)| (*object, entry.counts(), entry.is_owned())).collect();
-            return Some(format!("counts (local, submitted, contained, holds, borrowers): {counts:?}, or holds in {:?}", self.table));
+            let counts: Vec<_> = self
+                .table
+                .iter()
+                .map(|(object, entry)| (*object, entry.counts(), entry.is_owned()))
+                .collect();
+            return Some(format!(
+                "counts (local, submitted, contained, holds, borrowers): {counts:?}, or holds in {:?}",
+                self.table
+            ));
         }
         if !self.leases.is_quiet() {
             return Some(format!("leases: {:?}", self.leases));

@@ -15,11 +15,29 @@ pub enum Operation {
     /// Puts an object that contains the picked references.
     Put(Vec<usize>),
     /// Calls a function.
-    Call { script: Rc<Script>, by_value: Vec<usize>, by_reference: Vec<usize>, cpus: u32, retries: i32, stored: bool },
+    Call {
+        script: Rc<Script>,
+        by_value: Vec<usize>,
+        by_reference: Vec<usize>,
+        cpus: u32,
+        retries: i32,
+        stored: bool,
+    },
     /// Makes an actor.
-    CreateActor { script: Rc<Script>, by_value: Vec<usize>, max_restarts: i32, max_concurrency: usize },
+    CreateActor {
+        script: Rc<Script>,
+        by_value: Vec<usize>,
+        max_restarts: i32,
+        max_concurrency: usize,
+    },
     /// Calls a method of a picked actor.
-    CallActor { pick: usize, script: Rc<Script>, by_value: Vec<usize>, by_reference: Vec<usize>, retries: i32 },
+    CallActor {
+        pick: usize,
+        script: Rc<Script>,
+        by_value: Vec<usize>,
+        by_reference: Vec<usize>,
+        retries: i32,
+    },
     /// Waits for a picked object and takes the references that it contains.
     Get(usize),
     /// Drops a picked reference.
@@ -58,22 +76,28 @@ enum Where {
 impl Generator<'_> {
     /// A driver's program.
     pub fn driver(&mut self) -> Rc<Script> {
-        let length = self.random.between(6, 24) as usize;
-        self.script(Where::Driver, length, 3)
+        let length = self.random.between(8, 60) as usize;
+        self.script(Where::Driver, length, 4)
     }
 
     fn picks(&mut self, most: usize) -> Vec<usize> {
-        (0..self.random.below(most + 1)).map(|_| self.random.below(1 << 20)).collect()
+        (0..self.random.below(most + 1))
+            .map(|_| self.random.below(1 << 20))
+            .collect()
     }
 
     fn script(&mut self, place: Where, length: usize, depth: usize) -> Rc<Script> {
         let operations = (0..length).map(|_| self.operation(place, depth)).collect();
-        let returns = if place == Where::Driver { Vec::new() } else { self.picks(2) };
+        let returns = if place == Where::Driver {
+            Vec::new()
+        } else {
+            self.picks(2)
+        };
         Rc::new(Script { operations, returns })
     }
 
     fn child(&mut self, place: Where, depth: usize) -> Rc<Script> {
-        let length = self.random.between(0, 5) as usize;
+        let length = self.random.between(0, 8) as usize;
         self.script(place, length, depth.saturating_sub(1))
     }
 
@@ -90,7 +114,11 @@ impl Generator<'_> {
                     Operation::Call {
                         script: self.child(Where::Task, depth),
                         by_value: self.picks(2),
-                        by_reference: if self.random.chance(40) { self.picks(1) } else { Vec::new() },
+                        by_reference: if self.random.chance(40) {
+                            self.picks(1)
+                        } else {
+                            Vec::new()
+                        },
                         cpus: if self.random.chance(15) { 2 } else { 1 },
                         retries: [0, 1, 2, 3, -1][self.random.below(5)],
                         stored: self.random.chance(25),
@@ -111,7 +139,11 @@ impl Generator<'_> {
                         pick,
                         script: self.child(Where::Actor, depth),
                         by_value: self.picks(2),
-                        by_reference: if self.random.chance(30) { self.picks(1) } else { Vec::new() },
+                        by_reference: if self.random.chance(30) {
+                            self.picks(1)
+                        } else {
+                            Vec::new()
+                        },
                         retries: [0, 0, 1, -1][self.random.below(4)],
                     }
                 }

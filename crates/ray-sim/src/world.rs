@@ -46,18 +46,38 @@ pub(crate) enum Frame {
 
 #[derive(Debug)]
 pub(crate) enum Event {
-    Deliver { from: Place, to: Place, epoch: u64, frame: Frame },
-    FrameWake { worker: WorkerId, frame: u64 },
+    Deliver {
+        from: Place,
+        to: Place,
+        epoch: u64,
+        frame: Frame,
+    },
+    FrameWake {
+        worker: WorkerId,
+        frame: u64,
+    },
     ProcessTick(WorkerId),
     RayletTick(NodeId),
     RayletReport(NodeId),
-    WorkerStarted { node: NodeId, worker: WorkerId },
-    WorkerEnded { node: NodeId, worker: WorkerId },
+    WorkerStarted {
+        node: NodeId,
+        worker: WorkerId,
+    },
+    WorkerEnded {
+        node: NodeId,
+        worker: WorkerId,
+    },
     ConnectGcs(NodeId),
     GcsTick,
-    GcsLinkDown { node: NodeId, epoch: u64 },
+    GcsLinkDown {
+        node: NodeId,
+        epoch: u64,
+    },
     GcsRestart,
-    LinkRestored { a: WorkerId, b: WorkerId },
+    LinkRestored {
+        a: WorkerId,
+        b: WorkerId,
+    },
     Fault,
     NodeJoins,
     StartDriver(NodeId),
@@ -89,6 +109,7 @@ pub(crate) struct Truth {
     pub submitted: u64,
     pub deaths: u64,
     pub breaks: u64,
+    pub cyclic: u64,
 }
 
 /// A run's result in numbers.
@@ -98,6 +119,8 @@ pub struct Summary {
     pub calls: u64,
     pub deaths: u64,
     pub link_breaks: u64,
+    /// Runs whose programs made references that count each other.
+    pub cyclic: u64,
     pub virtual_ms: u64,
 }
 
@@ -110,6 +133,7 @@ impl std::ops::Add for Summary {
             calls: self.calls + other.calls,
             deaths: self.deaths + other.deaths,
             link_breaks: self.link_breaks + other.link_breaks,
+            cyclic: self.cyclic + other.cyclic,
             virtual_ms: self.virtual_ms + other.virtual_ms,
         }
     }
@@ -193,11 +217,19 @@ impl World {
         self.drivers_to_start = drivers;
         let all: Vec<NodeId> = self.raylets.keys().copied().collect();
         for index in 0..drivers {
-            let node = if index == 0 { self.head } else { all[self.random.below(all.len())] };
+            let node = if index == 0 {
+                self.head
+            } else {
+                all[self.random.below(all.len())]
+            };
             self.at(20 * MS, Event::StartDriver(node));
         }
         // Every fourth seed has no faults: there every count must hold for every object.
-        self.faults_left = if self.config.seed % 4 == 0 { 0 } else { self.random.between(1, 12) as usize };
+        self.faults_left = if self.config.seed % 4 == 0 {
+            0
+        } else {
+            self.random.between(1, 12) as usize
+        };
         if self.faults_left > 0 {
             let first = self.random.between(30, 300) * MS;
             self.at(first, Event::Fault);
@@ -231,11 +263,16 @@ impl World {
                     calls: self.truth.submitted,
                     deaths: self.truth.deaths,
                     link_breaks: self.truth.breaks,
+                    cyclic: self.truth.cyclic,
                     virtual_ms: self.now / MS,
                 });
             }
         }
-        Err(format!("at {} µs: nothing happens any more: {}", self.now, self.what_is_left()))
+        Err(format!(
+            "at {} µs: nothing happens any more: {}",
+            self.now,
+            self.what_is_left()
+        ))
     }
 
     fn handle(&mut self, event: Event) -> bool {
@@ -317,7 +354,9 @@ impl World {
         }
         if let (Place::Process(a), Place::Process(b)) = (from, to) {
             let broken = self.broken.contains(&Self::pair(a, b));
-            let Some(process) = self.processes.get_mut(&a) else { return };
+            let Some(process) = self.processes.get_mut(&a) else {
+                return;
+            };
             let session = process.sessions.entry(b).or_default();
             if !session.is_connected() && !broken {
                 // The first link: nothing was sent before it.
@@ -337,7 +376,11 @@ impl World {
     pub(crate) fn transmit(&mut self, from: Place, to: Place, frame: Frame) {
         let same_node = self.node_of(from) == self.node_of(to);
         let spread = if same_node { 300 } else { 4 * MS };
-        let delay = if self.random.chance(3) { self.random.between(1, 60) * MS } else { self.random.between(20, spread) };
+        let delay = if self.random.chance(3) {
+            self.random.between(1, 60) * MS
+        } else {
+            self.random.between(20, spread)
+        };
         let link = self.links.entry((from, to)).or_default();
         let arrives = (self.now + delay).max(link.last + 1);
         link.last = arrives;
@@ -372,8 +415,12 @@ impl World {
         let message = match frame {
             Frame::Plain(message) => message,
             Frame::InSession(message) => {
-                let (Place::Process(sender), Place::Process(receiver)) = (from, to) else { return };
-                let Some(process) = self.processes.get_mut(&receiver) else { return };
+                let (Place::Process(sender), Place::Process(receiver)) = (from, to) else {
+                    return;
+                };
+                let Some(process) = self.processes.get_mut(&receiver) else {
+                    return;
+                };
                 let due = process.sessions.entry(sender).or_default().receive();
                 if let Some(count) = due.filter(|_| self.is_alive(from)) {
                     self.transmit(to, from, Frame::Acknowledge(count));
@@ -381,8 +428,13 @@ impl World {
                 message
             }
             Frame::Acknowledge(count) => {
-                let (Place::Process(sender), Place::Process(receiver)) = (from, to) else { return };
-                let known = self.processes.get_mut(&receiver).and_then(|process| process.sessions.get_mut(&sender));
+                let (Place::Process(sender), Place::Process(receiver)) = (from, to) else {
+                    return;
+                };
+                let known = self
+                    .processes
+                    .get_mut(&receiver)
+                    .and_then(|process| process.sessions.get_mut(&sender));
                 if let Some(Err(error)) = known.map(|session| session.acknowledged(count)) {
                     if !self.mutated(Mutation::ResendWithoutDedupe) && !self.mutated(Mutation::ForgetResend) {
                         self.fail(error.to_string());
@@ -430,7 +482,11 @@ impl World {
             let count = received.get(&other).copied().unwrap_or(0);
             let everything = self.mutated(Mutation::ResendWithoutDedupe);
             let nothing = self.mutated(Mutation::ForgetResend);
-            let Some(session) = self.processes.get_mut(&one).and_then(|process| process.sessions.get_mut(&other)) else {
+            let Some(session) = self
+                .processes
+                .get_mut(&one)
+                .and_then(|process| process.sessions.get_mut(&other))
+            else {
                 continue;
             };
             let all: Vec<Message> = session.retained().cloned().collect();
@@ -452,7 +508,9 @@ impl World {
 
     /// Kills a process at this instant. What it sent arrives, or the last part of it is lost.
     pub(crate) fn kill_process(&mut self, worker: WorkerId) {
-        let Some(process) = self.processes.remove(&worker) else { return };
+        let Some(process) = self.processes.remove(&worker) else {
+            return;
+        };
         self.truth.deaths += 1;
         self.taint(&process);
         for other in process.sessions.keys().copied().collect::<Vec<_>>() {
@@ -470,7 +528,9 @@ impl World {
 
     /// Whatever a dead process counted may have had no other cover.
     pub(crate) fn taint(&mut self, process: &Process) {
-        self.truth.tainted.extend(process.table.iter().map(|(object, _)| *object));
+        self.truth
+            .tainted
+            .extend(process.table.iter().map(|(object, _)| *object));
         for push in process.unstarted_pushes() {
             self.truth.tainted.extend(push.call.counted());
         }

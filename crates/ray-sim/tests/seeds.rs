@@ -19,7 +19,10 @@ fn mutation() -> Option<Mutation> {
 fn run(seed: u64, mutation: Option<Mutation>, trace: bool) -> Result<Summary, String> {
     let config = Config { seed, mutation, trace };
     catch_unwind(AssertUnwindSafe(|| World::new(config).run())).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "a panic".into());
+        let text = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .unwrap_or_else(|| "a panic".into());
         Err(format!("a machine panicked: {text}"))
     })
 }
@@ -43,13 +46,20 @@ fn every_seed_ends_with_nothing_lost_nothing_twice_and_nothing_left() {
         }
     }
     println!("{seeds} seeds: {total:?}");
-    assert!(total.deaths > seeds && total.link_breaks > seeds / 4 && total.calls > 5 * seeds, "too little happened: {total:?}");
+    assert!(
+        total.deaths > seeds && total.link_breaks > seeds / 4 && total.calls > 5 * seeds,
+        "too little happened: {total:?}"
+    );
     for (seed, violation) in &failures {
         let shown: String = violation.chars().take(600).collect();
         println!("seed {seed}: {shown}\n    RAY_SIM_SEED={seed} cargo test -p ray-sim --test seeds");
     }
     let which: Vec<u64> = failures.iter().map(|(seed, _)| *seed).collect();
-    assert!(failures.is_empty(), "{} of {seeds} seeds failed: {which:?}", failures.len());
+    assert!(
+        failures.is_empty(),
+        "{} of {seeds} seeds failed: {which:?}",
+        failures.len()
+    );
 }
 
 #[test]
