@@ -23,6 +23,7 @@ from ray.experimental import tqdm_ray
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{2,}")
 Counts = dict[str, int]
 Postings = dict[str, dict[str, float]]
+Part = dict[str, Counts]
 
 
 def standard_library() -> list[str]:

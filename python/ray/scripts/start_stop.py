@@ -274,8 +274,6 @@ def _remember_cluster(root: str, address: str) -> None:
 
 
 def _block(handle: node.NodeHandle) -> None:
-    click.echo("\n--block: this command ends when the node does; Ctrl-C ends the node.")
-    sys.stdout.flush()
     asked = threading.Event()
 
     def ask(*_: object) -> None:
@@ -283,6 +281,8 @@ def _block(handle: node.NodeHandle) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)
+    click.echo("\n--block: this command ends when the node does; Ctrl-C ends the node.")
+    sys.stdout.flush()
     code = 0
     while not asked.wait(0.2):
         names = {name for name, _ in handle.live_processes()}
