@@ -364,8 +364,8 @@ def test_garbage_on_the_port(garbage):
         while part := connection.recv(65536):
             received += part
         assert os.environ["RAY_AUTH_TOKEN"].encode() not in received
-    except (BrokenPipeError, ConnectionResetError):
-        pass
+    except OSError:
+        pass  # closed before all of it was sent or read
     finally:
         connection.close()
     assert ray.get(echo.remote("alive"), timeout=20) == "alive"

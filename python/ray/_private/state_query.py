@@ -20,7 +20,7 @@ class Tool:
         from ray._raylet import CoreWorker
 
         self.node = node
-        self._core = CoreWorker.connect(
+        self._core: Any = CoreWorker.connect(
             {
                 "raylet_socket": node.raylet_socket,
                 "role": "tool",

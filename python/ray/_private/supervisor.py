@@ -68,6 +68,7 @@ def main() -> int:
                 file.write(str(child.pid))
             os.replace(job["pid_path"] + ".tmp", job["pid_path"])
             note(job["record_path"], child.pid)
+            assert child.stdin is not None
             try:
                 child.stdin.write(json.dumps(job["config"]).encode())
                 child.stdin.close()

@@ -28,7 +28,7 @@ class RayBackend(MultiprocessingBackend):
     ) -> int:
         """Starts the pool; joblib calls it. `n_jobs` of -1 means the cluster's CPUs."""
         n_jobs = self.effective_n_jobs(n_jobs)
-        self._pool = Pool(n_jobs, ray_remote_args=self.ray_remote_args)
+        self._pool: Any = Pool(n_jobs, ray_remote_args=self.ray_remote_args)
         self.parallel = parallel
         return n_jobs
 
