@@ -8,9 +8,7 @@ use crate::types::{death, Command, Milliseconds, RequestKey};
 use crate::worker_pool::WorkerState;
 use ray_ids::{JobId, LeaseId, NodeId, WorkerId};
 use ray_sched::{choose_node_with, Choice, HybridSettings, Infeasibility, NodeView};
-use ray_wire::layout::{
-    ERROR_NODE_DIED, ERROR_PLACEMENT_GROUP_REMOVED, ERROR_RUNTIME_ENV, ERROR_SYSTEM, ERROR_TASK_UNSCHEDULABLE,
-};
+use ray_wire::layout::{ERROR_PLACEMENT_GROUP_REMOVED, ERROR_RUNTIME_ENV, ERROR_SYSTEM, ERROR_TASK_UNSCHEDULABLE};
 use ray_wire::{DeathCause, LeaseSpecification, DEATH_INTENDED, DEATH_JOB, DEATH_OWNER, DEATH_RUNTIME_ENV};
 
 /// Where a request goes.
@@ -133,18 +131,10 @@ impl LocalScheduler {
                     infeasible,
                 }
             }
-            Choice::Unavailable(reason) => {
-                let dead = matches!(reason, ray_sched::Unavailability::Dead(_));
-                let error_kind = if dead {
-                    ERROR_NODE_DIED
-                } else {
-                    ERROR_TASK_UNSCHEDULABLE
-                };
-                Verdict::Refused {
-                    error_kind,
-                    message: reason.to_string(),
-                }
-            }
+            Choice::Unavailable(reason) => Verdict::Refused {
+                error_kind: ERROR_TASK_UNSCHEDULABLE,
+                message: reason.to_string(),
+            },
         }
     }
 

@@ -5,7 +5,7 @@ use ray_ids::{ActorId, JobId, LeaseId, NodeId, PlacementGroupId, WorkerId};
 use ray_raylet::scheduler::LocalScheduler;
 use ray_raylet::types::{death, Command, Event, Random, RequestKey, SchedulerConfig, SchedulerLimits};
 use ray_sched::{Labels, Quantity, ResourceName, ResourceSet};
-use ray_wire::layout::{ERROR_NODE_DIED, ERROR_PLACEMENT_GROUP_REMOVED, ERROR_SYSTEM};
+use ray_wire::layout::{ERROR_PLACEMENT_GROUP_REMOVED, ERROR_SYSTEM, ERROR_TASK_UNSCHEDULABLE};
 use ray_wire::{
     ActorCreated, ActorCreation, BundleKey, CreateActor, KillActorWorker, LeaseSpecification, NodeInfo, ResourceAmount,
     Strategy, DEATH_CRASHED, STRATEGY_NODE_AFFINITY, STRATEGY_PLACEMENT_GROUP,
@@ -284,7 +284,7 @@ fn what_can_never_run_waits_and_says_so_until_a_node_joins() {
         bench.said(|c| matches!(
             c,
             Command::Refuse {
-                error_kind: ERROR_NODE_DIED,
+                error_kind: ERROR_TASK_UNSCHEDULABLE,
                 ..
             }
         )),
