@@ -109,6 +109,17 @@ impl World {
         }
     }
 
+    /// A worker's lease changes: nothing may run under the old one.
+    pub(crate) fn check_assignment(&mut self, worker: WorkerId) {
+        let runs = self
+            .processes
+            .get(&worker)
+            .is_some_and(|process| !process.frames.is_empty());
+        if runs {
+            self.fail(format!("the lease of {worker} changes while a call runs under it"));
+        }
+    }
+
     /// A method starts: after every earlier one of its caller.
     pub(crate) fn check_order(&mut self, worker: WorkerId, push: &Push) {
         let last = self.truth.sequences.entry((worker, push.caller)).or_default();
@@ -240,10 +251,17 @@ impl World {
         }
         self.faults_left -= 1;
         match self.random.below(100) {
-            0..=34 => self.kill_some_worker(),
+            0..=29 => self.kill_some_worker(),
+            30..=34 => self.lose_some_copies(),
             35..=44 => self.kill_some_node(),
             45..=56 => self.kill_gcs(),
-            57..=68 => self.break_some_gcs_link(),
+            57..=62 => self.break_some_gcs_link(),
+            63..=68 => {
+                // A death that is told while a link breaks.
+                self.kill_some_worker();
+                let delay = self.random.between(1, 30) * MS;
+                self.at(delay, Event::BreakGcsLink);
+            }
             69..=72 => self.kill_some_driver(),
             _ => {
                 for _ in 0..3 {
@@ -309,7 +327,15 @@ impl World {
         }
     }
 
-    fn break_some_gcs_link(&mut self) {
+    /// Copies are gone from a node's store: evicted, or their file is.
+    fn lose_some_copies(&mut self) {
+        for raylet in self.raylets.values_mut() {
+            let lost = raylet.store.keys().next().copied();
+            lost.map(|object| raylet.store.remove(&object));
+        }
+    }
+
+    pub(crate) fn break_some_gcs_link(&mut self) {
         let nodes: Vec<NodeId> = self.raylets.keys().copied().collect();
         let node = nodes[self.random.below(nodes.len())];
         self.break_gcs_link(node);

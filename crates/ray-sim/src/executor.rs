@@ -95,6 +95,7 @@ impl World {
     }
 
     pub(crate) fn on_assigned(&mut self, id: WorkerId, lease: Option<LeaseId>) {
+        self.check_assignment(id);
         let Some(process) = self.processes.get_mut(&id) else {
             return;
         };

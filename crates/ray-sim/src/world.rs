@@ -74,6 +74,7 @@ pub(crate) enum Event {
         epoch: u64,
     },
     GcsRestart,
+    BreakGcsLink,
     LinkRestored {
         a: WorkerId,
         b: WorkerId,
@@ -288,6 +289,7 @@ impl World {
             Event::GcsTick => self.gcs_tick(),
             Event::GcsLinkDown { node, epoch } => self.gcs_link_down(node, epoch),
             Event::GcsRestart => self.restart_gcs(),
+            Event::BreakGcsLink => self.break_some_gcs_link(),
             Event::LinkRestored { a, b } => self.restore_link(a, b),
             Event::Fault => self.fault(),
             Event::NodeJoins => drop(self.join_node()),
