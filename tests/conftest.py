@@ -118,7 +118,7 @@ _known_nodes: set[str] = set()
 
 def _node_ids() -> set[str]:
     """Ids of nodes that the tests started, remembered when their records are gone."""
-    for path in glob.glob(os.path.join(session_root(), "session_*", "node-*.json")):
+    for path in glob.glob(os.path.join(session_root(), "session_2*", "node-*.json")):
         _known_nodes.add(os.path.basename(path)[len("node-") : -len(".json")])
     return _known_nodes
 
@@ -130,7 +130,7 @@ def remember_nodes() -> None:
 
 def sockets_of_sessions() -> list[str]:
     """Socket files of the tests' sessions."""
-    return glob.glob(os.path.join(session_root(), "session_*", "sockets", "*"))
+    return glob.glob(os.path.join(session_root(), "session_2*", "sockets", "*"))
 
 
 def assert_no_leaks(before: set[int] | None = None, timeout: float = LEAK_TIMEOUT_S) -> None:

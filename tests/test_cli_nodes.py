@@ -63,8 +63,9 @@ def test_stop_leaves_other_processes_alone(stopped):
         import glob
 
         # Programs that were killed in other tests left records too.
-        paths = glob.glob(os.path.join(session_root(), "session_*", "node-*.json"))
-        (path,) = [path for path in paths if json.load(open(path))["is_detached"]]
+        paths = glob.glob(os.path.join(session_root(), "session_2*", "node-*.json"))
+        records = {path: json.load(open(path)) for path in paths}
+        (path,) = [path for path, record in records.items() if record["is_detached"]]
         record = json.load(open(path))
         record["processes"]["other"] = {"pid": bystander.pid, "start_time": 1}
         with open(path, "w") as file:
@@ -86,7 +87,7 @@ def test_the_control_plane_of_a_detached_head_is_started_again(stopped):
     def control_plane():
         import glob
 
-        for path in glob.glob(os.path.join(session_root(), "session_*", "gcs_server.pid")):
+        for path in glob.glob(os.path.join(session_root(), "session_2*", "gcs_server.pid")):
             pid = int(open(path).read())
             if os.path.exists(f"/proc/{pid}"):
                 return pid
