@@ -308,6 +308,33 @@ print("works")
     assert "works" in result.stdout
 
 
+def test_a_small_shared_memory(tmp_path):
+    import subprocess
+
+    program = tmp_path / "program.py"
+    program.write_text(
+        """
+import numpy as np
+import ray
+ray.init(num_cpus=1, log_to_driver=False)
+references = [ray.put(np.full(10_000_000, i, dtype=np.uint8)) for i in range(20)]
+assert [int(ray.get(r)[-1]) for r in references] == list(range(20))
+@ray.remote
+def make(i):
+    return np.full(10_000_000, i, dtype=np.uint8)
+assert [int(ray.get(make.remote(i))[0]) for i in range(10)] == list(range(10))
+print("works")
+"""
+    )
+    small = "mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "
+    if subprocess.run(["unshare", "-m", "sh", "-c", small + "true"], capture_output=True).returncode != 0:
+        pytest.skip("mounts cannot be unshared here")
+    result = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f"{small} {sys.executable} {program}"], capture_output=True, text=True, timeout=80
+    )
+    assert "works" in result.stdout, result.stdout + result.stderr
+
+
 def sockets():
     """Every Unix socket of this cluster."""
     directory = ray._private.worker.global_worker.core.session_directory()
