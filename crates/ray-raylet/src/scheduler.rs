@@ -265,8 +265,8 @@ impl LocalScheduler {
         };
         consider(self.pool.next_surplus_at());
         consider(self.pool.next_overdue_at());
-        if !self.queues.is_empty() {
-            consider(Some(now + 50));
+        if !self.queues.is_empty() || !self.reservations.is_empty() {
+            consider(Some(now + 10));
         }
         if !self.awaiting.is_empty() {
             consider(Some(now + 200));

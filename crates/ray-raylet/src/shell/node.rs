@@ -19,7 +19,7 @@ use crate::scheduler::LocalScheduler;
 use crate::spill::SpillIndex;
 use crate::types::{Event, Milliseconds};
 use bytes::Bytes;
-use ray_ids::{NodeId, ObjectId, WorkerId};
+use ray_ids::{LeaseId, NodeId, ObjectId, WorkerId};
 use ray_rpc::{AuthToken, CloseReason, Frame, Link, Reactor, Target};
 use ray_sched::ResourceSet;
 use ray_store::{LocalBuffer, StoreServer};
@@ -76,6 +76,9 @@ pub(super) const TOKEN_ZYGOTE: u64 = 1 << 32;
 /// A watched pid's token is this and the pid.
 pub(super) const TOKEN_PID: u64 = 2 << 32;
 
+/// How long a worker must have started nothing for its lease to count as idle.
+const IDLE_AFTER_MS: u64 = 3;
+
 /// The node.
 pub struct Node {
     pub(super) config: RayletConfig,
@@ -94,6 +97,8 @@ pub struct Node {
     pub(super) scheduler: LocalScheduler,
     pub(super) store: StoreServer,
     pub(super) evidence: Evidence,
+    /// The sequence that a lease's worker had started when it was last looked at, and since when.
+    pub(super) last_started: FxHashMap<LeaseId, (u64, Milliseconds)>,
     pub(super) links: FxHashMap<u64, (Arc<Link>, LinkRole)>,
     pub(super) processes: FxHashMap<WorkerId, Process>,
     pub(super) tokens: FxHashMap<u64, WorkerId>,
@@ -404,6 +409,7 @@ impl Node {
 
     /// Learns from the workers' own words which leases run something. Workers that do not say are left as they are.
     pub(super) fn sample_activity(&mut self) {
+        let now = self.now();
         let (mut idle, mut busy) = (Vec::new(), Vec::new());
         for (lease, worker, first_sequence) in self.scheduler.active_leases() {
             let Some(index) = self.processes.get(&worker).and_then(|process| process.evidence) else {
@@ -412,15 +418,25 @@ impl Node {
             let (finished, started) = (self.evidence.finished(index), self.evidence.started(index));
             if finished < first_sequence {
                 // It says nothing, or nothing was pushed to it yet.
-            } else if finished >= started {
+                continue;
+            }
+            // Between two short calls a worker is idle for a moment; its owner still uses it.
+            let seen = self.last_started.entry(lease).or_insert((0, now));
+            if seen.0 != started {
+                *seen = (started, now);
+            }
+            if finished >= started && now >= seen.1 + IDLE_AFTER_MS {
                 idle.push(lease);
             } else {
                 busy.push(lease);
             }
         }
+        if self.last_started.len() > 2 * (idle.len() + busy.len()) + 64 {
+            let kept: std::collections::HashSet<LeaseId> = idle.iter().chain(&busy).copied().collect();
+            self.last_started.retain(|lease, _| kept.contains(lease));
+        }
         if !idle.is_empty() || !busy.is_empty() {
             // What waits may be served by what is idle now.
-            let now = self.now();
             for command in self.scheduler.step(Event::Activity { idle, busy }, now) {
                 self.carry_out(command);
             }

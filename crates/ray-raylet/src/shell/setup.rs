@@ -133,6 +133,7 @@ impl Node {
             scheduler,
             store,
             evidence,
+            last_started: Default::default(),
             links: FxHashMap::default(),
             processes: FxHashMap::default(),
             tokens: FxHashMap::default(),
