@@ -328,6 +328,7 @@ impl LocalScheduler {
                 actor.worker = Some(worker);
                 actor.phase = ActorPhase::Creating;
                 self.actor_of_worker.insert(worker, actor_id);
+                self.pool.actor_took_worker(now);
                 let creation = actor.message.creation.as_ref();
                 out.push(Command::AssignLease {
                     worker,
@@ -390,7 +391,7 @@ impl LocalScheduler {
                 room -= 1;
             }
         }
-        while self.prestart && room > 0 && self.pool.fresh() < self.limits.spare_workers {
+        while self.prestart && room > 0 && self.pool.fresh() < self.pool.spares_wanted(now) {
             self.start_one(String::new(), None, now, out);
             room -= 1;
         }
@@ -541,13 +542,15 @@ impl LocalScheduler {
                         let same_class = Arc::ptr_eq(class, &lease.class);
                         let other = lease.key.process != owner;
                         match lease.activity {
-                            Activity::Busy if now < lease.since + self.limits.busy_lease_quantum_ms => false,
-                            Activity::Busy if same_class => other && held_by(lease.key.process) > requester_holds,
-                            _ => other || !same_class,
+                            Activity::Idle => other || !same_class,
+                            // A fresh lease is in use before its worker says so.
+                            _ if now < lease.since + self.limits.busy_lease_quantum_ms => false,
+                            _ if same_class => other && held_by(lease.key.process) > requester_holds,
+                            _ => true,
                         }
                     })
             });
-            let best = candidates.min_by_key(|(_, lease)| (lease.activity == Activity::Busy, lease.since));
+            let best = candidates.min_by_key(|(_, lease)| (lease.activity != Activity::Idle, lease.since));
             let Some((id, _)) = best else { return false };
             chosen.push(*id);
             if chosen.len() >= *budget {

@@ -43,6 +43,8 @@ pub struct SchedulerLimits {
     pub idle_workers_kept: usize,
     /// Fresh workers kept ready for a lease or an actor.
     pub spare_workers: usize,
+    /// The same while actors are made one after the other, at most.
+    pub maximum_spare_workers: usize,
     pub idle_worker_ms: u64,
     /// A worker that has not registered after this long is killed.
     pub worker_start_timeout_ms: u64,
@@ -66,7 +68,8 @@ impl Default for SchedulerLimits {
             maximum_starting_workers: 8,
             maximum_workers: 4_000,
             idle_workers_kept: 2,
-            spare_workers: 2,
+            spare_workers: 1,
+            maximum_spare_workers: 8,
             idle_worker_ms: 1_000,
             worker_start_timeout_ms: 60_000,
             reservation_wait_ms: 300,

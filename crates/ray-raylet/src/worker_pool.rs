@@ -46,6 +46,9 @@ pub struct Worker {
 pub struct WorkerPool {
     workers: BTreeMap<WorkerId, Worker>,
     limits: SchedulerLimits,
+    /// Actors that took a worker in a row, each within `idle_worker_ms` of the one before, and when the last did.
+    actors_in_a_row: usize,
+    last_actor_at: Option<Milliseconds>,
 }
 
 impl WorkerPool {
@@ -54,6 +57,8 @@ impl WorkerPool {
         Self {
             workers: BTreeMap::new(),
             limits,
+            actors_in_a_row: 0,
+            last_actor_at: None,
         }
     }
 
@@ -146,6 +151,22 @@ impl WorkerPool {
         })
     }
 
+    /// An actor took a worker, which is lost to others. Where actors come in a row, more workers are kept ready.
+    pub fn actor_took_worker(&mut self, now: Milliseconds) {
+        self.actors_in_a_row = if self.is_row_over(now) { 1 } else { self.actors_in_a_row + 1 };
+        self.last_actor_at = Some(now);
+    }
+
+    fn is_row_over(&self, now: Milliseconds) -> bool {
+        self.last_actor_at.is_none_or(|at| now >= at + self.limits.idle_worker_ms)
+    }
+
+    /// How many fresh workers are to be ready or on their way.
+    pub fn spares_wanted(&self, now: Milliseconds) -> usize {
+        let ahead = if self.is_row_over(now) { 0 } else { self.actors_in_a_row };
+        ahead.min(self.limits.maximum_spare_workers).max(self.limits.spare_workers)
+    }
+
     /// A worker registered. False if nobody started it, or it registered before.
     pub fn ready(&mut self, worker: &WorkerId, now: Milliseconds) -> bool {
         match self.workers.get_mut(worker) {
@@ -176,7 +197,7 @@ impl WorkerPool {
             let due = idle
                 .into_iter()
                 .take(beyond)
-                .filter(|(since, _)| now >= since + self.limits.idle_worker_ms);
+                .filter(|(since, _)| now >= self.surplus_at(fresh, *since));
             surplus.extend(due.map(|(_, id)| id));
         }
         surplus
@@ -188,7 +209,7 @@ impl WorkerPool {
             let idle = self.idle_since(fresh);
             idle.first()
                 .filter(|_| idle.len() > kept)
-                .map(|(since, _)| since + self.limits.idle_worker_ms)
+                .map(|(since, _)| self.surplus_at(fresh, *since))
         };
         [
             (false, self.limits.idle_workers_kept),
@@ -197,6 +218,12 @@ impl WorkerPool {
         .into_iter()
         .filter_map(oldest)
         .min()
+    }
+
+    /// Fresh workers stay while actors come in a row.
+    fn surplus_at(&self, fresh: bool, since: Milliseconds) -> Milliseconds {
+        let from = since.max(self.last_actor_at.filter(|_| fresh).unwrap_or(0));
+        from + self.limits.idle_worker_ms
     }
 
     fn idle_since(&self, fresh: bool) -> Vec<(Milliseconds, WorkerId)> {
@@ -267,6 +294,27 @@ mod tests {
         }
         assert!(pool.surplus(999).is_empty());
         assert_eq!(pool.next_surplus_at(), Some(1_000));
-        assert_eq!(pool.surplus(1_000), [workers[0]]);
+        assert_eq!(pool.surplus(1_001), workers[..2]);
+    }
+
+    #[test]
+    fn actors_in_a_row_keep_more_workers_ready_and_for_a_while_only() {
+        let mut pool = WorkerPool::new(SchedulerLimits::default());
+        let mut random = Random::new([1; 4]);
+        assert_eq!(pool.spares_wanted(0), 1);
+        for at in 0..20 {
+            pool.actor_took_worker(at);
+        }
+        assert_eq!(pool.spares_wanted(20), 8);
+        let workers: Vec<WorkerId> = (0..3).map(|_| pool.start("", None, &mut random, 5)).collect();
+        for worker in &workers {
+            pool.ready(worker, 5);
+        }
+        assert_eq!(pool.next_surplus_at(), Some(1_019));
+        assert!(pool.surplus(1_018).is_empty());
+        assert_eq!(pool.surplus(1_019).len(), 2);
+        assert_eq!(pool.spares_wanted(1_019), 1);
+        pool.actor_took_worker(2_000);
+        assert_eq!(pool.spares_wanted(2_001), 1);
     }
 }

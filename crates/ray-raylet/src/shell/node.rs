@@ -97,6 +97,8 @@ pub struct Node {
     pub(super) scheduler: LocalScheduler,
     pub(super) store: StoreServer,
     pub(super) evidence: Evidence,
+    /// When the scheduler is to hear of the time.
+    pub(super) tick_due: Option<Milliseconds>,
     /// The sequence that a lease's worker had started when it was last looked at, and since when.
     pub(super) last_started: FxHashMap<LeaseId, (u64, Milliseconds)>,
     pub(super) links: FxHashMap<u64, (Arc<Link>, LinkRole)>,
@@ -194,9 +196,15 @@ impl Node {
     }
 
     /// When `on_timer` is due.
-    pub fn next_due(&self) -> Option<Instant> {
+    pub fn next_due(&mut self) -> Option<Instant> {
         let own = self.timers.first().map(|(at, _)| *at);
+        // The scheduler counts from the moment that it is asked, so that what it said first holds.
         let tick = self.scheduler.next_tick(self.now());
+        self.tick_due = match (self.tick_due, tick) {
+            (Some(due), Some(at)) => Some(due.min(at)),
+            (_, at) => at,
+        };
+        let tick = self.tick_due;
         let at = [own, tick, self.pulls.next_tick()].into_iter().flatten().min()?;
         Some(self.start + Duration::from_millis(at))
     }
@@ -233,11 +241,8 @@ impl Node {
         if self.pulls.next_tick().is_some_and(|at| at <= now) {
             self.step_pulls(PullEvent::Tick);
         }
-        if self
-            .scheduler
-            .next_tick(now.saturating_sub(1))
-            .is_some_and(|at| at <= now)
-        {
+        if self.tick_due.is_some_and(|at| at <= now) {
+            self.tick_due = None;
             self.step(Event::Tick);
         }
     }

@@ -61,7 +61,7 @@ impl Node {
         let or = |value: u64, default: usize| if value == 0 { default } else { value as usize };
         let scheduler_limits = SchedulerLimits {
             idle_workers_kept: cpus.clamp(1, 64),
-            spare_workers: or(limits.spare_workers, cpus.clamp(1, 16)),
+            spare_workers: or(limits.spare_workers, 1),
             maximum_starting_workers: or(limits.maximum_starting_workers, (4 * cpus).clamp(8, 64)),
             maximum_workers: limits.maximum_workers as usize,
             worker_start_timeout_ms: limits.worker_start_timeout_ms,
@@ -134,6 +134,7 @@ impl Node {
             store,
             evidence,
             last_started: Default::default(),
+            tick_due: None,
             links: FxHashMap::default(),
             processes: FxHashMap::default(),
             tokens: FxHashMap::default(),
