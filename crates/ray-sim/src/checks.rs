@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use ray_ids::{NodeId, ObjectId, TaskId, WorkerId};
 
 use crate::model::{CallKind, Place, Push, Reference};
-use crate::world::{Event, World, MS};
+use crate::world::{Ambush, Event, World, MS};
 
 /// How long after the last program's end everything must be gone.
 const CLEAN_WITHIN: u64 = 60_000 * MS;
@@ -251,7 +251,12 @@ impl World {
         }
         self.faults_left -= 1;
         match self.random.below(100) {
-            0..=29 => self.kill_some_worker(),
+            0..=19 => self.kill_some_worker(),
+            20..=24 => self.ambushes.extend([Ambush::Reply; 4]),
+            25..=29 => {
+                self.ambushes.push(Ambush::Notice);
+                self.kill_some_worker();
+            }
             30..=34 => self.lose_some_copies(),
             35..=44 => self.kill_some_node(),
             45..=56 => self.kill_gcs(),
@@ -270,7 +275,7 @@ impl World {
             }
         }
         if self.faults_left > 0 {
-            let delay = self.random.between(5, 400) * MS;
+            let delay = self.random.between(1, 150) * MS;
             self.at(delay, Event::Fault);
         }
     }

@@ -6,13 +6,13 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use ray_gcs::{Command, Event as GcsEvent, Gcs, GcsSettings, NodeMessage, Row, Table};
+use ray_gcs::{Command, Event as GcsEvent, Gcs, GcsMessage, GcsSettings, NodeMessage, Row, Table};
 use ray_ids::NodeId;
 
 use crate::model::{Message, Place};
 use crate::mutation::Mutation;
 use crate::random::Random;
-use crate::world::{Event, World, MS};
+use crate::world::{Ambush, Event, World, MS};
 
 /// The control plane and its disk.
 #[derive(Debug)]
@@ -134,7 +134,11 @@ impl World {
 
     fn gcs_send(&mut self, node: NodeId, message: Message) {
         if self.control.connected.contains_key(&node) {
+            let notice = matches!(&message, Message::FromGcs(inner) if matches!(**inner, GcsMessage::WorkerDied(_)));
             self.send(Place::Gcs, Place::Raylet(node), message);
+            if notice && self.ambush(Ambush::Notice) {
+                self.break_gcs_link(node);
+            }
         }
     }
 

@@ -10,12 +10,19 @@
 //! 1. No machine is modelled: a decision that ships is made by the code that ships.
 //! 2. A seed and a mutation name one run.
 
+mod actors;
+mod calls;
 mod checks;
 mod control;
 mod executor;
+mod frames;
+mod inbox;
 pub mod model;
 mod mutation;
 mod node;
+mod node_link;
+mod node_scheduler;
+mod node_store;
 mod owner;
 mod process;
 mod program;

@@ -75,6 +75,8 @@ mutations! {
     ForgetResend,
     /// A failed attempt is not counted.
     RetryWithoutCounting,
+    /// The copy that a worker sealed before it died is not freed with its attempt.
+    ForgetCopyOfFailedAttempt,
     /// The reply of an earlier attempt counts as the present one's.
     AcceptStaleReply,
     /// A caller does not hear that an actor restarts: the next incarnation looks like the first.

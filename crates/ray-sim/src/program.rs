@@ -76,7 +76,7 @@ enum Where {
 impl Generator<'_> {
     /// A driver's program.
     pub fn driver(&mut self) -> Rc<Script> {
-        let length = self.random.between(8, 60) as usize;
+        let length = self.random.between(10, 120) as usize;
         self.script(Where::Driver, length, 4)
     }
 
@@ -107,7 +107,7 @@ impl Generator<'_> {
             let kind = self.random.below(100);
             let pick = self.random.below(1 << 20);
             return match kind {
-                0..=11 => Operation::Work(self.random.between(100, 30_000)),
+                0..=11 => Operation::Work(self.random.between(100, 40_000)),
                 12..=25 => Operation::Put(self.picks(3)),
                 26..=47 if calls => {
                     self.budget -= 1;
@@ -121,7 +121,7 @@ impl Generator<'_> {
                         },
                         cpus: if self.random.chance(15) { 2 } else { 1 },
                         retries: [0, 1, 2, 3, -1][self.random.below(5)],
-                        stored: self.random.chance(25),
+                        stored: self.random.chance(40),
                     }
                 }
                 48..=53 if calls && place != Where::Actor => {

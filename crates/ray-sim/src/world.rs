@@ -36,6 +36,15 @@ pub struct Config {
     pub trace: bool,
 }
 
+/// A fault that waits for its moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ambush {
+    /// A worker dies right after it sent a reply, which arrives late.
+    Reply,
+    /// A link of the control plane breaks with a notice of a death under way.
+    Notice,
+}
+
 /// What travels on a link between two processes.
 #[derive(Debug, Clone)]
 pub(crate) enum Frame {
@@ -44,6 +53,8 @@ pub(crate) enum Frame {
     Acknowledge(u64),
 }
 
+// The queue holds each event once, by number, so that its size matters little.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub(crate) enum Event {
     Deliver {
@@ -74,6 +85,7 @@ pub(crate) enum Event {
         epoch: u64,
     },
     GcsRestart,
+    KillProcess(WorkerId),
     BreakGcsLink,
     LinkRestored {
         a: WorkerId,
@@ -168,6 +180,9 @@ pub struct World {
     deadline: Time,
     pub(crate) jobs_ended: bool,
     pub(crate) calm_since: Option<Time>,
+    pub(crate) ambushes: Vec<Ambush>,
+    /// The next frame takes long.
+    pub(crate) slow_next: bool,
 }
 
 impl World {
@@ -201,6 +216,8 @@ impl World {
             deadline: 0,
             jobs_ended: false,
             calm_since: None,
+            ambushes: Vec::new(),
+            slow_next: false,
         };
         world.build();
         world
@@ -214,7 +231,7 @@ impl World {
                 self.head = node;
             }
         }
-        let drivers = self.random.between(1, 2) as usize;
+        let drivers = self.random.between(1, 3) as usize;
         self.drivers_to_start = drivers;
         let all: Vec<NodeId> = self.raylets.keys().copied().collect();
         for index in 0..drivers {
@@ -229,10 +246,10 @@ impl World {
         self.faults_left = if self.config.seed % 4 == 0 {
             0
         } else {
-            self.random.between(1, 12) as usize
+            self.random.between(1, 20) as usize
         };
         if self.faults_left > 0 {
-            let first = self.random.between(30, 300) * MS;
+            let first = self.random.between(40, 200) * MS;
             self.at(first, Event::Fault);
         }
         self.at(50 * MS, Event::Check);
@@ -289,6 +306,7 @@ impl World {
             Event::GcsTick => self.gcs_tick(),
             Event::GcsLinkDown { node, epoch } => self.gcs_link_down(node, epoch),
             Event::GcsRestart => self.restart_gcs(),
+            Event::KillProcess(worker) => self.kill_process(worker),
             Event::BreakGcsLink => self.break_some_gcs_link(),
             Event::LinkRestored { a, b } => self.restore_link(a, b),
             Event::Fault => self.fault(),
@@ -378,7 +396,9 @@ impl World {
     pub(crate) fn transmit(&mut self, from: Place, to: Place, frame: Frame) {
         let same_node = self.node_of(from) == self.node_of(to);
         let spread = if same_node { 300 } else { 4 * MS };
-        let delay = if self.random.chance(3) {
+        let delay = if std::mem::take(&mut self.slow_next) {
+            self.random.between(30, 150) * MS
+        } else if self.random.chance(3) {
             self.random.between(1, 60) * MS
         } else {
             self.random.between(20, spread)
@@ -401,6 +421,12 @@ impl World {
     /// Which life of the link between two places this is.
     pub(crate) fn link_epoch(&mut self, from: Place, to: Place) -> u64 {
         self.links.entry((from, to)).or_default().epoch
+    }
+
+    /// Whether such a fault waits for this moment; it happens once.
+    pub(crate) fn ambush(&mut self, ambush: Ambush) -> bool {
+        let waits = self.ambushes.iter().position(|known| *known == ambush);
+        waits.map(|index| self.ambushes.swap_remove(index)).is_some()
     }
 
     /// What is under way both ways is lost.
