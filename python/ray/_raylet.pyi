@@ -163,9 +163,7 @@ class CoreWorker:
         A label_selector is given as strategy hard labels.
         """
 
-    def submit_task(
-        self, template: TaskTemplate, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def submit_task(self, template: TaskTemplate, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         """Submits a call. Returns None for num_returns=0, an ObjectRef for 1, a list for more, a StreamCore for
         streaming, and for dynamic an ObjectRef whose value is a list of references.
 
@@ -287,7 +285,9 @@ class Executor:
         """Before the first call of a lease: {"resource_instances", "job_config_json", "job_id", "runtime_env_json"}:
         sys.path, visible devices, environment."""
 
-    def create_actor(self, task: RunningTask, cls: Any, args: list[Any], kwargs: dict[str, Any], creation: dict[str, Any]) -> None:
+    def create_actor(
+        self, task: RunningTask, cls: Any, args: list[Any], kwargs: dict[str, Any], creation: dict[str, Any]
+    ) -> None:
         """Makes the instance and keeps it. `creation`: class_name, is_async, max_concurrency, concurrency_groups,
         name, namespace, detached, incarnation. Raises what the constructor raises."""
 
@@ -295,7 +295,9 @@ class Executor:
         """The bound method and how to run it: "main" (called right here by the extension), "thread" or "async"
         (handed to `run_elsewhere`). Cached by the extension per method name for "main"."""
 
-    def run_elsewhere(self, task: RunningTask, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> None:
+    def run_elsewhere(
+        self, task: RunningTask, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]
+    ) -> None:
         """Starts the call on a pool thread or the event loop; it must end with `CoreWorker.finish`."""
 
     def run_generator(self, task: RunningTask, generator: Any) -> None:
