@@ -153,18 +153,25 @@ impl WorkerPool {
 
     /// An actor took a worker, which is lost to others. Where actors come in a row, more workers are kept ready.
     pub fn actor_took_worker(&mut self, now: Milliseconds) {
-        self.actors_in_a_row = if self.is_row_over(now) { 1 } else { self.actors_in_a_row + 1 };
+        self.actors_in_a_row = if self.is_row_over(now) {
+            1
+        } else {
+            self.actors_in_a_row + 1
+        };
         self.last_actor_at = Some(now);
     }
 
     fn is_row_over(&self, now: Milliseconds) -> bool {
-        self.last_actor_at.is_none_or(|at| now >= at + self.limits.idle_worker_ms)
+        self.last_actor_at
+            .is_none_or(|at| now >= at + self.limits.idle_worker_ms)
     }
 
     /// How many fresh workers are to be ready or on their way.
     pub fn spares_wanted(&self, now: Milliseconds) -> usize {
         let ahead = if self.is_row_over(now) { 0 } else { self.actors_in_a_row };
-        ahead.min(self.limits.maximum_spare_workers).max(self.limits.spare_workers)
+        ahead
+            .min(self.limits.maximum_spare_workers)
+            .max(self.limits.spare_workers)
     }
 
     /// A worker registered. False if nobody started it, or it registered before.
