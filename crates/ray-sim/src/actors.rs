@@ -152,7 +152,12 @@ impl World {
                     };
                     self.send(Place::Process(id), Place::Process(worker), Message::Push(push));
                 }
-                ActorCommand::FailDead { task } => self.finish_failed(id, task, Failure::ActorDied),
+                ActorCommand::FailDead { task } => {
+                    // The actor may run on for a moment after the control plane has declared it dead.
+                    let call = self.calls.get(&task).cloned();
+                    self.truth.tainted.extend(call.iter().flat_map(|call| call.counted()));
+                    self.finish_failed(id, task, Failure::ActorDied);
+                }
                 ActorCommand::FailUnavailable { task } => self.finish_failed(id, task, Failure::ActorUnavailable),
             }
         }
@@ -188,6 +193,8 @@ impl World {
                 let creation = entry.creation.take();
                 self.actor_calls(id, actor, |calls, out| calls.dead(out));
                 if let Some(call) = creation {
+                    // An instance whose creation was under way may come to be and is ended then.
+                    self.truth.tainted.extend(call.counted());
                     for argument in call.counted() {
                         self.refs(id, |table, out| table.remove_submitted(&argument, out));
                     }

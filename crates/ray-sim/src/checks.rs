@@ -342,6 +342,9 @@ impl World {
 
     pub(crate) fn break_some_gcs_link(&mut self) {
         let nodes: Vec<NodeId> = self.raylets.keys().copied().collect();
+        if nodes.is_empty() {
+            return self.fail("no node is left, not even the head");
+        }
         let node = nodes[self.random.below(nodes.len())];
         self.break_gcs_link(node);
     }

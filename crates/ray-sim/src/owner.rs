@@ -28,6 +28,10 @@ impl World {
             return self.fail(format!("the counts of {id}: {error}"));
         }
         for command in commands {
+            if self.config.trace {
+                let line = format!("            {id} {command:?}");
+                self.note(line);
+            }
             self.carry_out_reference(id, command);
         }
     }

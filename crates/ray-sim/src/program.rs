@@ -51,11 +51,16 @@ pub enum Operation {
 }
 
 /// A function's body.
-#[derive(Debug)]
 pub struct Script {
     pub operations: Vec<Operation>,
     /// Picks of what the result contains.
     pub returns: Vec<usize>,
+}
+
+impl std::fmt::Debug for Script {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Script({} operations)", self.operations.len())
+    }
 }
 
 /// What a program is made up from.

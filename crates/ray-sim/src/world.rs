@@ -335,7 +335,7 @@ impl World {
     pub(crate) fn note(&mut self, line: String) {
         if self.config.trace {
             self.trace.push_back(line);
-            if self.trace.len() > 4_000 {
+            if self.trace.len() > 20_000 {
                 self.trace.pop_front();
             }
         }
