@@ -139,6 +139,8 @@ fn leases_are_granted_up_to_the_cpus_and_recalled_for_others() {
     let first = bench.request(1, 1, specification("f", &[("CPU", 1.0)]));
     let second = bench.request(1, 2, specification("f", &[("CPU", 1.0)]));
     let third = bench.request(1, 3, specification("f", &[("CPU", 1.0)]));
+    // One worker was ready; the other is started because it is waited for.
+    bench.register();
     assert!(bench.grant_of(first).is_some() && bench.grant_of(second).is_some());
     assert_eq!(bench.grant_of(third), None);
     assert_eq!(
@@ -149,6 +151,13 @@ fn leases_are_granted_up_to_the_cpus_and_recalled_for_others() {
     assert_eq!(bench.said(|c| matches!(c, Command::Recall { .. })), 0);
     let other = bench.request(2, 1, specification("g", &[("CPU", 1.0)]));
     let oldest = bench.grant_of(first).unwrap().0;
+    assert_eq!(
+        bench.said(|c| matches!(c, Command::Recall { .. })),
+        0,
+        "a fresh lease is in use before its worker says so"
+    );
+    bench.now += 100;
+    bench.step(Event::Tick);
     assert_eq!(
         bench.said(|c| matches!(c, Command::Recall { lease, .. } if *lease == oldest)),
         1
