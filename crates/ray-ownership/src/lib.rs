@@ -7,9 +7,11 @@
 
 pub mod actor_calls;
 pub mod actor_order;
+mod borrowing;
 mod entry;
 pub mod leases;
 pub mod lineage;
+mod reference_check;
 pub mod references;
 pub mod session;
 
