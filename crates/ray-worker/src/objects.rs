@@ -577,7 +577,7 @@ impl Inner {
                     limit_s: RING_TIMEOUT.as_secs_f64(),
                 });
             }
-            self.raylet.send(kinds::RING_DOORBELL, 0, Bytes::new(), &[])?;
+            self.tell_raylet(kinds::RING_DOORBELL, 0, Bytes::new())?;
             // The raylet's answer is that the ring has room; there is no frame to wait for.
             std::thread::sleep(Duration::from_micros(100));
             writer = unsealed.writer;
@@ -602,8 +602,7 @@ impl Inner {
                 minimum_bytes: bytes,
                 object_id: id_bytes(object.as_bytes()),
             };
-            self.raylet
-                .send(kinds::REQUEST_EXTENT, correlation, ray_wire::encode(&message), &[])?;
+            self.tell_raylet(kinds::REQUEST_EXTENT, correlation, ray_wire::encode(&message))?;
         }
         let deadline = Instant::now() + EXTENT_TIMEOUT;
         let lent = self
@@ -628,8 +627,7 @@ impl Inner {
             return Ok(());
         };
         let message = ReturnExtents { extents: vec![*lent] };
-        self.raylet
-            .send(kinds::RETURN_EXTENTS, 0, ray_wire::encode(&message), &[])?;
+        self.tell_raylet(kinds::RETURN_EXTENTS, 0, ray_wire::encode(&message))?;
         Err(WorkerError::StoreFull(error.to_string()))
     }
 }
