@@ -54,7 +54,9 @@ impl Inner {
                 link: self.raylet.id(),
             },
         );
-        self.tell_raylet(kinds::GCS_REQUEST, correlation, ray_wire::encode(&request))
+        self.raylet
+            .send(kinds::GCS_REQUEST, correlation, ray_wire::encode(&request), &[])?;
+        Ok(())
     }
 
     /// Waits on `waiter` until `done` answers, in slices, so that the end of the raylet or of the runtime is noticed.
@@ -139,7 +141,8 @@ impl CoreWorker {
                 query_json: query_json.to_owned(),
             };
             self.0
-                .tell_raylet(kinds::NODE_QUERY, correlation, ray_wire::encode(&query))?;
+                .raylet
+                .send(kinds::NODE_QUERY, correlation, ray_wire::encode(&query), &[])?;
         }
         let deadline = Instant::now() + GCS_TIMEOUT;
         let answer = self
