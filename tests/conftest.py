@@ -31,7 +31,8 @@ os.environ.pop("RAY_ADDRESS", None)
 os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
 # Workers import the test modules whose functions they run.
 _HERE = os.path.dirname(os.path.abspath(__file__))
-os.environ["PYTHONPATH"] = os.pathsep.join([_HERE, *filter(None, [os.environ.get("PYTHONPATH")])])
+_TEST_DIRECTORIES = [_HERE, *(os.path.join(_HERE, name) for name in ("chaos", "cluster"))]
+os.environ["PYTHONPATH"] = os.pathsep.join([*_TEST_DIRECTORIES, *filter(None, [os.environ.get("PYTHONPATH")])])
 STORE_BYTES = 80 * 1024 * 1024
 LEAK_TIMEOUT_S = 5.0
 

@@ -201,3 +201,67 @@ def test_custom_serializers():
         ray.util.deregister_serializer(Handle)
     with pytest.raises(TypeError):
         ray.put(Handle(5))
+
+
+def test_long_lists_of_references_of_several_owners_travel():
+    @ray.remote
+    def make(count):
+        return [ray.put(number) for number in range(count)]
+
+    @ray.remote
+    def through(holder):
+        return sum(ray.get(holder[0])), holder[0]
+
+    theirs = ray.get(make.remote(40))
+    mixed = ray.put([ray.put(-number) for number in range(40)] + theirs)
+    del theirs
+    gc.collect()
+    read = ray.get(mixed)
+    assert ray.get(read) == [-number for number in range(40)] + list(range(40))
+    total, back = ray.get(through.remote([read]))
+    assert total == 0
+    del read, mixed
+    gc.collect()
+    assert ray.get(back) == [-number for number in range(40)] + list(range(40))
+
+
+def test_a_long_list_with_a_repeated_reference_keeps_its_identity():
+    read = ray.get(ray.put([ray.put(7)] * 30))
+    assert len(read) == 30
+    assert all(item is read[0] for item in read)
+    assert ray.get(read[0]) == 7
+
+
+def test_references_read_from_a_list_are_counted():
+    def counts():
+        gc.collect()
+        return ray._private.worker.global_worker.core.reference_counts()
+
+    def local(count):
+        return lambda: all(counts()[key]["local"] == count for key in keys)
+
+    references = [ray.put(number) for number in range(30)]
+    keys = [reference.hex() for reference in references]
+    outer = ray.put(references)
+    read = ray.get(outer)
+    wait_for_condition(local(2), timeout=10)
+    del read
+    wait_for_condition(local(1), timeout=10)
+    del references, outer
+    wait_for_condition(lambda: not set(keys) & set(counts()), timeout=10)
+
+
+def test_waiting_for_one_after_the_other_finds_each_once():
+    @ray.remote
+    def value(number):
+        return number
+
+    left = [value.remote(number) for number in range(200)]
+    found = []
+    while left:
+        ready, left = ray.wait(left, timeout=30)
+        found += ray.get(ready)
+    assert sorted(found) == list(range(200))
+    twice = ray.put(1)
+    with pytest.raises(ValueError, match="unique"):
+        ray.wait([twice, twice])

@@ -201,8 +201,10 @@ class CoreWorker:
 
     def get_one(self, reference: ObjectRef[Any], timeout_s: float | None = None) -> Any: ...
     def wait(
-        self, references: Sequence[ObjectRef[Any]], num_returns: int, timeout_s: float | None, fetch_local: bool
-    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]: ...
+        self, references: list[ObjectRef[Any]], num_returns: int, timeout_s: float | None, fetch_local: bool
+    ) -> (
+        tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]] | None
+    ): ...  # None: a repetition, or an item that is no reference
     def free(self, references: Sequence[ObjectRef[Any]], local_only: bool) -> None: ...
     def reference_counts(self) -> dict[str, dict[str, Any]]: ...  # hex id -> counts, for `ray memory` and tests
     def object_locations(self, references: Sequence[ObjectRef[Any]]) -> list[dict[str, Any]]: ...
@@ -231,9 +233,12 @@ class CoreWorker:
         `executor` has the attributes of `Executor` below.
         """
 
-    def finish(self, task: RunningTask, value: Any, exception: BaseException | None) -> None:
-        """Ends a call that the executor took over (coroutines, pool threads)."""
+    def finish(self, task: RunningTask, value: Any, exception: BaseException | None, corked: bool = False) -> None:
+        """Ends a call that the executor took over (coroutines, pool threads).
 
+        `corked`: its answer may wait for others, until `flush_replies` on the same thread."""
+
+    def flush_replies(self) -> None: ...
     def put_generator_item(self, task: RunningTask, value: Any) -> bool:
         """Sends one item of a streaming generator, waiting (GIL released) while the consumer is too far behind.
         False where the consumer is gone: stop."""
@@ -293,7 +298,7 @@ class Executor:
 
     def method(self, task: RunningTask) -> tuple[Callable[..., Any], str]:
         """The bound method and how to run it: "main" (called right here by the extension), "thread" or "async"
-        (handed to `run_elsewhere`). Cached by the extension per method name for "main"."""
+        (handed to `run_elsewhere`). Cached by the extension per method name."""
 
     def run_elsewhere(
         self, task: RunningTask, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]

@@ -542,31 +542,46 @@ impl CoreWorker {
         }
     }
 
+    /// `None`: not every item is a reference, or one is there twice.
     #[pyo3(signature = (references, num_returns, timeout_s, fetch_local))]
     #[allow(clippy::type_complexity)]
     fn wait<'py>(
         &self,
         py: Python<'py>,
-        references: &Bound<'py, PyAny>,
+        references: &Bound<'py, PyList>,
         num_returns: usize,
         timeout_s: Option<f64>,
         fetch_local: bool,
-    ) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>)> {
-        let objects = list_of_references(references)?;
-        let counted = objects
+    ) -> PyResult<Option<(Bound<'py, PyList>, Bound<'py, PyList>)>> {
+        let scan = ray_worker::next_scan();
+        let mut objects = Vec::with_capacity(references.len());
+        for item in references.iter() {
+            let Ok(object) = item.cast_into::<ObjectRef>() else {
+                return Ok(None);
+            };
+            if !object.get().counted()?.slot().is_first_in(scan) {
+                return Ok(None);
+            }
+            objects.push(object);
+        }
+        let counted: Vec<&Reference> = objects
             .iter()
-            .map(|object| object.get().counted())
-            .collect::<PyResult<Vec<_>>>()?;
+            .filter_map(|object| object.get().counted.as_ref())
+            .collect();
         let deadline = deadline(timeout_s);
         let worker = &self.runtime.worker;
         let result = py
             .detach(|| worker.wait(&counted, num_returns, deadline, fetch_local))
             .map_err(|error| worker_error(py, error))?;
-        let (ready, left) = (PyList::empty(py), PyList::empty(py));
-        for (object, is_ready) in objects.iter().zip(&result.ready) {
-            if *is_ready { &ready } else { &left }.append(object)?;
-        }
-        Ok((ready, left))
+        let ready = PyList::new(py, result.ready.iter().map(|index| &objects[*index]))?;
+        let mut chosen = result.ready.iter().copied().peekable();
+        let mut index = 0;
+        objects.retain(|_| {
+            let left = chosen.next_if_eq(&index).is_none();
+            index += 1;
+            left
+        });
+        Ok(Some((ready, PyList::new(py, objects)?)))
     }
 
     fn free(&self, py: Python<'_>, references: &Bound<'_, PyAny>, local_only: bool) -> PyResult<()> {
@@ -636,13 +651,19 @@ impl CoreWorker {
         crate::execution::run(py, &self.runtime, &executor)
     }
 
+    #[pyo3(signature = (task, value, exception, corked = false))]
     fn finish(
         &self,
         task: &RunningTask,
         value: &Bound<'_, PyAny>,
         exception: Option<&Bound<'_, PyAny>>,
+        corked: bool,
     ) -> PyResult<()> {
-        crate::execution::finish(&self.runtime, task, value, exception)
+        crate::execution::finish(&self.runtime, task, value, exception, corked)
+    }
+
+    fn flush_replies(&self) {
+        crate::execution::flush_replies(&self.runtime);
     }
 
     fn put_generator_item(&self, task: &RunningTask, value: &Bound<'_, PyAny>) -> PyResult<bool> {

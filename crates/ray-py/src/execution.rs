@@ -5,6 +5,7 @@
 //! 2. An argument that is a failure fails the call with that failure, without running it.
 //! 3. What a call returns is serialized while the call is still current, so that references in it are counted.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -114,7 +115,21 @@ struct Loop<'a> {
     runtime: &'a Runtime,
     executor: &'a Py<PyAny>,
     functions: HashMap<Bytes, Py<PyAny>>,
-    methods: HashMap<Bytes, Py<PyAny>>,
+    methods: HashMap<Bytes, (Py<PyAny>, Place)>,
+    /// Calls run on an event loop or a pool, so that the next one can be handed over at once.
+    elsewhere: bool,
+}
+
+/// Where a method runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Main,
+    Elsewhere,
+}
+
+thread_local! {
+    /// One call for each link on which answers wait for others; only this thread's.
+    static CORKED: RefCell<Vec<Arc<Incoming>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Runs what is pushed here until the worker is to leave.
@@ -125,9 +140,16 @@ pub fn run(py: Python<'_>, runtime: &Runtime, executor: &Py<PyAny>) -> PyResult<
         executor,
         functions: HashMap::new(),
         methods: HashMap::new(),
+        elsewhere: false,
     };
     loop {
-        match py.detach(|| runtime.worker.next_work()) {
+        // Giving the interpreter's lock away between two calls that are only handed over costs more than both.
+        let here = if state.elsewhere {
+            runtime.worker.next_work_here()
+        } else {
+            None
+        };
+        match here.or_else(|| py.detach(|| runtime.worker.next_work())) {
             None => match take_raised() {
                 // A cancellation that came too late for its task, or Ctrl-C, which is the driver's to handle.
                 Some(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => {}
@@ -184,7 +206,7 @@ impl Loop<'_> {
         let result = match outcome {
             // Somebody else ends it.
             Ok(None) => Ok(()),
-            Ok(Some(value)) => finish(self.runtime, task.get(), &value, None),
+            Ok(Some(value)) => finish(self.runtime, task.get(), &value, None, false),
             Err(error) if error.is_instance_of::<PySystemExit>(py) && !incoming.template.method_name.is_empty() => {
                 self.runtime
                     .worker
@@ -194,6 +216,7 @@ impl Loop<'_> {
                     task.get(),
                     &py.None().into_bound(py),
                     Some(&raised(py, error)),
+                    false,
                 )
             }
             Err(error) if error.is_instance_of::<PySystemExit>(py) => {
@@ -205,6 +228,7 @@ impl Loop<'_> {
                 task.get(),
                 &py.None().into_bound(py),
                 Some(&raised(py, error)),
+                false,
             ),
         };
         set_current_task(None);
@@ -287,19 +311,19 @@ impl Loop<'_> {
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let executor = self.executor.bind(py);
         let key = Bytes::copy_from_slice(incoming.template.method_name.as_bytes());
-        let (function, mode) = match self.methods.get(&key) {
-            Some(function) => (function.bind(py).clone(), String::from("main")),
+        let (function, place) = match self.methods.get(&key) {
+            Some((function, place)) => (function.bind(py).clone(), *place),
             None => {
                 let found = executor.call_method1(intern!(py, "method"), (task,))?;
                 let (function, mode): (Bound<'py, PyAny>, String) = found.extract()?;
-                if mode == "main" {
-                    self.methods.insert(key, function.clone().unbind());
-                }
-                (function, mode)
+                let place = if mode == "main" { Place::Main } else { Place::Elsewhere };
+                self.methods.insert(key, (function.clone().unbind(), place));
+                (function, place)
             }
         };
+        self.elsewhere = place == Place::Elsewhere;
         let (args, kwargs) = self.arguments(py, incoming)?;
-        if mode != "main" {
+        if place == Place::Elsewhere {
             self.begin(py, incoming, false)?;
             executor.call_method1(intern!(py, "run_elsewhere"), (task, function, args, kwargs))?;
             return Ok(None);
@@ -440,12 +464,20 @@ fn returns(runtime: &Runtime, task: &RunningTask, value: &Bound<'_, PyAny>) -> P
     }
 }
 
-/// Ends a call, wherever it ran.
+/// Sends the answers of this thread that wait for others.
+pub fn flush_replies(runtime: &Runtime) {
+    for incoming in CORKED.with(RefCell::take) {
+        runtime.worker.flush_replies(&incoming);
+    }
+}
+
+/// Ends a call, wherever it ran. `corked`: its answer may wait for others, until this thread's `flush_replies`.
 pub fn finish(
     runtime: &Runtime,
     task: &RunningTask,
     value: &Bound<'_, PyAny>,
     exception: Option<&Bound<'_, PyAny>>,
+    corked: bool,
 ) -> PyResult<()> {
     let py = value.py();
     if task.finished.swap(true, Ordering::AcqRel) {
@@ -462,15 +494,37 @@ pub fn finish(
         },
         Some(exception) => failed(runtime, task, exception)?,
     };
-    match py.detach(|| worker.reply(&task.incoming, outcome)) {
+    if corked {
+        CORKED.with(|calls| {
+            let mut calls = calls.borrow_mut();
+            if !calls.iter().any(|other| other.shares_link(&task.incoming)) {
+                calls.push(task.incoming.clone());
+            }
+        });
+    }
+    // A small answer that only waits in a queue is not worth giving the interpreter's lock away.
+    let replied = if corked && is_small(&outcome) {
+        worker.reply(&task.incoming, outcome, true)
+    } else {
+        py.detach(|| worker.reply(&task.incoming, outcome, corked))
+    };
+    match replied {
         Ok(()) => Ok(()),
         Err(error) => {
             // The returns could not be placed (a full store): the caller is told so.
             let error = worker_error(py, error);
             let outcome = failed(runtime, task, &raised(py, error))?;
-            py.detach(|| worker.reply(&task.incoming, outcome))
+            py.detach(|| worker.reply(&task.incoming, outcome, corked))
                 .map_err(|error| worker_error(py, error))
         }
+    }
+}
+
+fn is_small(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Returns(values) => values.iter().all(|value| value.size() <= ray_wire::INLINE_LIMIT_BYTES),
+        Outcome::Exception { value, .. } => value.size() <= ray_wire::INLINE_LIMIT_BYTES,
+        Outcome::Cancelled => true,
     }
 }
 

@@ -47,6 +47,7 @@ fn _raylet(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<execution::RunningTask>()?;
     module.add_class::<core::CoreWorker>()?;
     module.add_function(wrap_pyfunction!(reference::rebuild_reference, module)?)?;
+    module.add_function(wrap_pyfunction!(reference::rebuild_references, module)?)?;
     module.add_function(wrap_pyfunction!(daemons::run_gcs, module)?)?;
     module.add_function(wrap_pyfunction!(daemons::run_raylet, module)?)?;
     error::install();

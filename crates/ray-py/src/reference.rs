@@ -9,11 +9,12 @@ use std::hash::{Hash, Hasher};
 use prost::Message;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyTuple, PyType};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyList, PyTuple, PyType};
 use pyo3::{intern, IntoPyObjectExt};
 use ray_ids::ObjectId;
 use ray_wire::Address;
-use ray_worker::Reference;
+use ray_worker::{Contained, Reference};
 
 use crate::conversion::id_error;
 use crate::core::current_runtime;
@@ -176,9 +177,7 @@ impl ObjectRef {
     fn __reduce__<'py>(slf: Bound<'py, Self>) -> PyResult<Bound<'py, PyTuple>> {
         let py = slf.py();
         let this = slf.get();
-        let rebuild = py
-            .import(intern!(py, "ray._raylet"))?
-            .getattr(intern!(py, "rebuild_reference"))?;
+        let rebuild = rebuild_function(py, &REBUILD_ONE, "rebuild_reference")?;
         let owner = match &this.counted {
             Some(reference) => {
                 let core = reference.core();
@@ -191,8 +190,8 @@ impl ObjectRef {
             }
             None => Vec::new(),
         };
-        let arguments = (PyBytes::new(py, this.id.as_bytes()), PyBytes::new(py, &owner)).into_py_any(py)?;
-        PyTuple::new(py, [rebuild.unbind(), arguments])
+        let arguments = (PyBytes::new(py, this.id.as_bytes()), serialize::owner_bytes(py, owner)).into_py_any(py)?;
+        PyTuple::new(py, [rebuild, arguments])
     }
 }
 
@@ -219,6 +218,95 @@ impl DynamicObjectRef {
     }
 }
 
+static REBUILD_ONE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+static REBUILD_MANY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+
+fn rebuild_function(py: Python<'_>, cell: &'static PyOnceLock<Py<PyAny>>, name: &str) -> PyResult<Py<PyAny>> {
+    Ok(cell
+        .get_or_try_init(py, || {
+            Ok::<_, PyErr>(py.import(intern!(py, "ray._raylet"))?.getattr(name)?.unbind())
+        })?
+        .clone_ref(py))
+}
+
+/// Lists of at least so many references are pickled as one.
+const BATCH_FROM: usize = 16;
+
+/// A list of references on its way into a value, which holds their ids as one run of bytes and each owner once.
+#[pyclass(module = "ray._raylet", frozen)]
+pub struct ReferenceBatch {
+    ids: Vec<(ObjectId, usize)>,
+    owners: Vec<Address>,
+}
+
+impl ReferenceBatch {
+    /// What to pickle instead of the value: only for a long list of nothing but counted references, each there once (a
+    /// list that holds an item twice holds it twice where it is read, too, and only the pickler sees to that).
+    pub fn instead_of<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, Self>>> {
+        let Ok(list) = value.cast_exact::<PyList>() else {
+            return Ok(None);
+        };
+        if list.len() < BATCH_FROM {
+            return Ok(None);
+        }
+        let scan = ray_worker::next_scan();
+        let mut objects = Vec::with_capacity(list.len());
+        for item in list.iter() {
+            if !item.is_exact_instance_of::<ObjectRef>() {
+                return Ok(None);
+            }
+            let object = item.cast_into::<ObjectRef>()?;
+            match &object.get().counted {
+                Some(reference) if reference.slot().is_first_in(scan) => objects.push(object),
+                _ => return Ok(None),
+            }
+        }
+        let references: Vec<&Reference> = objects
+            .iter()
+            .filter_map(|object| object.get().counted.as_ref())
+            .collect();
+        let Some(first) = references.first() else {
+            return Ok(None);
+        };
+        let (ids, owners) = first.core().describe_references(&references);
+        Bound::new(value.py(), Self { ids, owners }).map(Some)
+    }
+}
+
+#[pymethods]
+impl ReferenceBatch {
+    fn __reduce__(&self, py: Python<'_>) -> PyResult<(Py<PyAny>, Py<PyAny>)> {
+        let mut ids = Vec::with_capacity(self.ids.len() * ObjectId::SIZE);
+        let mut places = Vec::new();
+        for (object, place) in &self.ids {
+            let owner = self.owners.get(*place).cloned().unwrap_or_default();
+            serialize::collect(Contained { object: *object, owner });
+            ids.extend_from_slice(object.as_bytes());
+            if self.owners.len() > 1 {
+                places.extend_from_slice(&(*place as u32).to_le_bytes());
+            }
+        }
+        let owners: Vec<_> = self
+            .owners
+            .iter()
+            .map(|owner| PyBytes::new(py, &owner.encode_to_vec()))
+            .collect();
+        let arguments = (
+            PyBytes::new(py, &ids),
+            PyTuple::new(py, owners)?,
+            PyBytes::new(py, &places),
+        );
+        Ok((
+            rebuild_function(py, &REBUILD_MANY, "rebuild_references")?,
+            arguments.into_py_any(py)?,
+        ))
+    }
+}
+
+fn malformed(error: impl std::fmt::Display) -> PyErr {
+    PyValueError::new_err(format!("a reference is malformed: {error}"))
+}
+
 /// What a pickled reference becomes where it is read.
 #[pyfunction]
 pub fn rebuild_reference(py: Python<'_>, id: &[u8], owner: &[u8]) -> PyResult<ObjectRef> {
@@ -226,18 +314,64 @@ pub fn rebuild_reference(py: Python<'_>, id: &[u8], owner: &[u8]) -> PyResult<Ob
     if owner.is_empty() {
         return Ok(ObjectRef { id, counted: None });
     }
+    // Exceptions are made outside: that runs Python code, which may read values.
+    let received = serialize::with_reading(|reading, owners| {
+        let owner = owners.decode(owner).map_err(|error| error.to_string())?;
+        Ok::<_, String>(
+            reading
+                .runtime
+                .worker
+                .receive_reference(id, owner, reading.task, reading.outer),
+        )
+    });
+    let received = match received {
+        Some(received) => received.map_err(malformed)?,
+        None => match current_runtime() {
+            Some(runtime) => {
+                let owner = Address::decode(owner).map_err(malformed)?;
+                runtime.worker.receive_reference(id, &owner, None, None)
+            }
+            None => return Ok(ObjectRef { id, counted: None }),
+        },
+    };
+    received.map(ObjectRef::wrap).map_err(|error| worker_error(py, error))
+}
+
+/// What a pickled list of references becomes where it is read: the ids, each owner, and which owner each id has.
+#[pyfunction]
+pub fn rebuild_references<'py>(
+    py: Python<'py>,
+    ids: &[u8],
+    owners: Vec<Bound<'py, PyBytes>>,
+    places: &[u8],
+) -> PyResult<Bound<'py, PyList>> {
+    let mut places = places
+        .chunks_exact(4)
+        .map(|place| place.try_into().map(u32::from_le_bytes).unwrap_or_default() as usize);
+    let objects = ids
+        .chunks(ObjectId::SIZE)
+        .map(|id| Ok((ObjectId::from_binary(id).map_err(id_error)?, places.next().unwrap_or(0))))
+        .collect::<PyResult<Vec<_>>>()?;
+    let owners = owners
+        .iter()
+        .map(|owner| Address::decode(owner.as_bytes()).map_err(malformed))
+        .collect::<PyResult<Vec<_>>>()?;
     let (runtime, task, outer) = match serialize::reading() {
         Some(reading) => (Some(reading.runtime), reading.task, reading.outer),
         None => (current_runtime(), None, None),
     };
-    let Some(runtime) = runtime else {
-        return Ok(ObjectRef { id, counted: None });
+    let references: Vec<ObjectRef> = match runtime {
+        Some(runtime) => runtime
+            .worker
+            .receive_references(&objects, &owners, task, outer)
+            .map_err(|error| worker_error(py, error))?
+            .into_iter()
+            .map(ObjectRef::wrap)
+            .collect(),
+        None => objects
+            .into_iter()
+            .map(|(id, _)| ObjectRef { id, counted: None })
+            .collect(),
     };
-    let owner =
-        Address::decode(owner).map_err(|error| PyValueError::new_err(format!("a reference is malformed: {error}")))?;
-    let reference = runtime
-        .worker
-        .receive_reference(id, &owner, task, outer)
-        .map_err(|error| worker_error(py, error))?;
-    Ok(ObjectRef::wrap(reference))
+    PyList::new(py, references)
 }

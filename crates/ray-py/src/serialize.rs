@@ -10,6 +10,7 @@
 
 use std::cell::RefCell;
 use std::os::raw::c_int;
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use prost::Message;
@@ -22,10 +23,11 @@ use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyT
 use pyo3::{ffi, intern};
 use ray_ids::{ObjectId, TaskId};
 use ray_wire::layout::{self, ErrorValue};
+use ray_wire::Address;
 use ray_worker::{Contained, InlineValue, Serialized, StoredValue, Value};
 
 use crate::core::Runtime;
-use crate::reference::ObjectRef;
+use crate::reference::{ObjectRef, ReferenceBatch};
 
 /// How deep the look for exact builtin types goes before the general pickler takes over.
 const MAX_DEPTH: u32 = 4;
@@ -45,7 +47,50 @@ pub struct Reading {
 thread_local! {
     /// References found in the value being serialized on this thread, one list per nested serialization.
     static COLLECTING: RefCell<Vec<Vec<Contained>>> = const { RefCell::new(Vec::new()) };
-    static READING: RefCell<Vec<Reading>> = const { RefCell::new(Vec::new()) };
+    static READING: RefCell<Vec<(Reading, Owners)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The owner that the last reference of a value had, decoded: most references of a value have the same.
+#[derive(Default)]
+pub struct Owners {
+    bytes: Vec<u8>,
+    address: Address,
+}
+
+impl Owners {
+    /// The address that these bytes are.
+    pub fn decode(&mut self, bytes: &[u8]) -> Result<&Address, prost::DecodeError> {
+        if self.bytes != bytes {
+            self.address = Address::decode(bytes)?;
+            self.bytes = bytes.to_vec();
+        }
+        Ok(&self.address)
+    }
+}
+
+/// Calls `act` with what the value being read on this thread is read within. `None`: no value is being read. `act` must
+/// not run Python code that reads values.
+pub fn with_reading<T>(act: impl FnOnce(&Reading, &mut Owners) -> T) -> Option<T> {
+    READING.with(|stack| {
+        stack
+            .borrow_mut()
+            .last_mut()
+            .map(|(reading, owners)| act(reading, owners))
+    })
+}
+
+/// An owner's bytes as an object that references pickled one after the other share, so that the pickle has them once.
+pub fn owner_bytes(py: Python<'_>, owner: Vec<u8>) -> Bound<'_, PyBytes> {
+    static LAST: Mutex<Option<Py<PyBytes>>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*last {
+        Some(bytes) if bytes.as_bytes(py) == owner => bytes.bind(py).clone(),
+        _ => {
+            let bytes = PyBytes::new(py, &owner);
+            *last = Some(bytes.clone().unbind());
+            bytes
+        }
+    }
 }
 
 /// Notes a reference in the value being serialized. False: no value is being serialized on this thread.
@@ -61,7 +106,7 @@ pub fn collect(contained: Contained) -> bool {
 
 /// What the value being read on this thread is read within.
 pub fn reading() -> Option<Reading> {
-    READING.with(|stack| stack.borrow().last().cloned())
+    READING.with(|stack| stack.borrow().last().map(|(reading, _)| reading.clone()))
 }
 
 fn pickle_function<'py>(
@@ -121,7 +166,7 @@ fn is_plain(value: &Bound<'_, PyAny>, depth: u32, budget: &mut u32) -> bool {
                 .iter()
                 .all(|(key, item)| is_plain(&key, 0, budget) && is_plain(&item, depth - 1, budget));
     }
-    if value.is_exact_instance_of::<ObjectRef>() {
+    if value.is_exact_instance_of::<ObjectRef>() || value.is_exact_instance_of::<ReferenceBatch>() {
         return true;
     }
     let py = value.py();
@@ -180,6 +225,8 @@ pub fn serialize(runtime: &Runtime, value: &Bound<'_, PyAny>) -> PyResult<Serial
             contained: Vec::new(),
         });
     }
+    let batch = ReferenceBatch::instead_of(value)?;
+    let value = batch.as_ref().map_or(value, |batch| batch.as_any());
     let buffers = PyList::empty(py);
     let append = buffers.getattr(intern!(py, "append"))?;
     COLLECTING.with(|stack| stack.borrow_mut().push(Vec::new()));
@@ -281,7 +328,7 @@ struct Scope;
 
 impl Scope {
     fn enter(reading: Reading) -> Self {
-        READING.with(|stack| stack.borrow_mut().push(reading));
+        READING.with(|stack| stack.borrow_mut().push((reading, Owners::default())));
         Self
     }
 }

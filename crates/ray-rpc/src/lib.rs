@@ -60,6 +60,8 @@ pub use link::Link;
 #[cfg(not(loom))]
 pub use reactor::{Reactor, WaitOutcome};
 #[cfg(not(loom))]
+pub use socket::path_before_listening;
+#[cfg(not(loom))]
 pub use stats::{Stats, StatsSnapshot};
 #[cfg(not(loom))]
 pub use token::Waiter;

@@ -3,10 +3,10 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, RenameFlags, CWD};
 use rustix::net::{self, sockopt, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::config::Config;
@@ -33,11 +33,33 @@ fn with_unix_address<T>(path: &Path, call: impl FnOnce(&SocketAddrUnix) -> rusti
     }
 }
 
+/// Where a listening socket's file is until it listens. A process that is killed in between leaves it behind.
+pub fn path_before_listening(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
+}
+
+/// The file appears under its name only once the socket listens, so that whoever sees it can connect: between `bind` and
+/// `listen` a connection would be refused.
 pub(crate) fn listen_unix(path: &Path) -> io::Result<OwnedFd> {
     let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
-    with_unix_address(path, |address| net::bind(&socket, address))?;
-    net::listen(&socket, BACKLOG)?;
-    Ok(socket)
+    let early = path_before_listening(path);
+    // What a killed predecessor of the same name left; nobody else uses this path.
+    let _ = std::fs::remove_file(&early);
+    with_unix_address(&early, |address| net::bind(&socket, address))?;
+    let listening = net::listen(&socket, BACKLOG)
+        .and_then(|()| rustix::fs::renameat_with(CWD, &early, CWD, path, RenameFlags::NOREPLACE));
+    match listening {
+        Ok(()) => Ok(socket),
+        Err(error) => {
+            let _ = std::fs::remove_file(&early);
+            Err(match error {
+                rustix::io::Errno::EXIST => rustix::io::Errno::ADDRINUSE.into(),
+                error => error.into(),
+            })
+        }
+    }
 }
 
 pub(crate) fn connect_unix(path: &Path) -> io::Result<OwnedFd> {

@@ -113,8 +113,9 @@ impl CoreWorker {
         Ok((returned, payload))
     }
 
-    /// Answers a call. An error means that no answer was sent yet: answer again with an exception.
-    pub fn reply(&self, task: &Incoming, outcome: Outcome) -> Result<(), WorkerError> {
+    /// Answers a call. An error means that no answer was sent yet: answer again with an exception. `corked`: the answer
+    /// may wait for others, until `flush_replies`.
+    pub fn reply(&self, task: &Incoming, outcome: Outcome, corked: bool) -> Result<(), WorkerError> {
         if task.creation.is_some() {
             return self.reply_creation(task, outcome);
         }
@@ -145,7 +146,7 @@ impl CoreWorker {
         reply.generator_items = self.items_sent(task);
         reply.wants_acknowledgement |= task.template.num_returns < 0 && reply.generator_items > 0;
         reply.retained = self.end_cover(task);
-        let more = self.end_execution(task, &mut reply);
+        let more = self.end_execution(task, &mut reply) || corked;
         if more {
             task.link.cork();
         }
@@ -160,6 +161,11 @@ impl CoreWorker {
             tracing::debug!("an answer could not be sent: {error}");
         }
         Ok(())
+    }
+
+    /// Sends answers that wait for others on the link that the call came by.
+    pub fn flush_replies(&self, task: &Incoming) {
+        task.link.uncork();
     }
 
     /// What of the call's borrows this worker keeps.

@@ -16,7 +16,7 @@ use ray_wire::{
     ObjectStatus, RemoveBorrower, ReturnsAcknowledged, WatchWorker, STATUS_FREED, STATUS_INLINE, STATUS_STORED,
 };
 
-use crate::inner::{CoreWorker, Inner, Pending, PendingEntry, Reference, Retry, State};
+use crate::inner::{CoreWorker, Inner, Pending, PendingEntry, Reference, Retry, State, TOUCHED_TOGETHER};
 use crate::slot::{Slot, SlotValue, Wake};
 use crate::value::{error_value, Contained, InlineValue};
 use crate::WorkerError;
@@ -406,6 +406,15 @@ impl Inner {
     }
 }
 
+/// What stands in for the owner's count of a reference that has just arrived.
+fn cover_of(task: Option<TaskId>, outer: Option<ObjectId>) -> Cover {
+    match (task, outer) {
+        (_, Some(outer)) => Cover::Outer(outer),
+        (Some(task), None) => Cover::Task(task),
+        (None, None) => Cover::Outer(ObjectId::NIL),
+    }
+}
+
 /// Questions of others are kept beside our own requests: their keys have the upper bit, and their link's id in them.
 fn remote_key(link: &Arc<Link>, correlation: u64) -> u64 {
     (1 << 63) | ((link.id() & 0x7fff_ffff) << 32) | (correlation & 0xffff_ffff)
@@ -422,49 +431,104 @@ impl CoreWorker {
         outer: Option<ObjectId>,
     ) -> Result<Reference, WorkerError> {
         let mut state = self.0.enter()?;
-        let owner_id = owner.worker()?;
-        if owner_id == self.0.worker_id || state.refs.get(&object).is_some_and(|entry| entry.is_owned()) {
-            if !state.refs.add_local(&object) {
-                // It was freed meanwhile; getting it says so.
-                let error = ErrorValue {
-                    kind: ERROR_OBJECT_FREED,
-                    message: format!("object {object} was freed: its owner counts no reference to it"),
-                    object_id: id_bytes(object.as_bytes()),
-                    ..ErrorValue::default()
+        self.receive(&mut state, object, owner, owner.worker()?, cover_of(task, outer))
+    }
+
+    /// Many references that arrived together: each object with its owner's place in `owners`.
+    pub fn receive_references(
+        &self,
+        objects: &[(ObjectId, usize)],
+        owners: &[Address],
+        task: Option<TaskId>,
+        outer: Option<ObjectId>,
+    ) -> Result<Vec<Reference>, WorkerError> {
+        let workers: Vec<WorkerId> = owners.iter().map(Address::worker).collect::<Result<_, _>>()?;
+        let cover = cover_of(task, outer);
+        let mut state = self.0.enter()?;
+        let mut references = Vec::with_capacity(objects.len());
+        for together in objects.chunks(TOUCHED_TOGETHER) {
+            state.touch(together.iter().map(|(object, _)| object));
+            for (object, place) in together {
+                let (Some(owner), Some(worker)) = (owners.get(*place), workers.get(*place)) else {
+                    return Err(WorkerError::Invalid(
+                        "a list of references names an owner that it lacks".into(),
+                    ));
                 };
-                let slot = Slot::inline(error_value(&error));
-                return Ok(Reference {
-                    id: object,
-                    slot,
-                    core: self.0.clone(),
-                });
+                references.push(self.receive(&mut state, *object, owner, *worker, cover)?);
             }
-        } else {
-            self.0.note_address(&mut state, owner);
-            let cover = match (task, outer) {
-                (_, Some(outer)) => Cover::Outer(outer),
-                (Some(task), None) => Cover::Task(task),
-                (None, None) => Cover::Outer(ObjectId::NIL),
-            };
-            let mut commands = Vec::new();
-            state
-                .refs
-                .borrow(object, owner_id, cover, Slot::pending(), &mut commands);
-            if state.dead_workers.contains(&owner_id) {
-                state.refs.worker_died(owner_id, &mut commands);
-            }
-            self.0.carry_out_references(&mut state, commands);
         }
+        Ok(references)
+    }
+
+    fn receive(
+        &self,
+        state: &mut State,
+        object: ObjectId,
+        owner: &Address,
+        owner_id: WorkerId,
+        cover: Cover,
+    ) -> Result<Reference, WorkerError> {
+        let counted = |slot: Arc<Slot>| Reference {
+            id: object,
+            slot,
+            core: self.0.clone(),
+        };
+        let known = state
+            .refs
+            .get(&object)
+            .filter(|entry| owner_id == self.0.worker_id || entry.is_owned())
+            .map(|entry| entry.value.clone());
+        if let Some(slot) = known {
+            state.refs.add_local(&object);
+            return Ok(counted(slot));
+        }
+        if owner_id == self.0.worker_id {
+            // It was freed meanwhile; getting it says so.
+            let error = ErrorValue {
+                kind: ERROR_OBJECT_FREED,
+                message: format!("object {object} was freed: its owner counts no reference to it"),
+                object_id: id_bytes(object.as_bytes()),
+                ..ErrorValue::default()
+            };
+            return Ok(counted(Slot::inline(error_value(&error))));
+        }
+        self.0.note_address(state, owner);
+        let mut commands = Vec::new();
+        state
+            .refs
+            .borrow(object, owner_id, cover, Slot::pending(), &mut commands);
+        if state.dead_workers.contains(&owner_id) {
+            state.refs.worker_died(owner_id, &mut commands);
+        }
+        self.0.carry_out_references(state, commands);
         let slot = state
             .refs
             .get(&object)
             .map(|entry| entry.value.clone())
             .unwrap_or_default();
-        Ok(Reference {
-            id: object,
-            slot,
-            core: self.0.clone(),
-        })
+        Ok(counted(slot))
+    }
+
+    /// As `describe_reference` for many: each object with its owner's place in the list of owners.
+    pub fn describe_references(&self, references: &[&Reference]) -> (Vec<(ObjectId, usize)>, Vec<Address>) {
+        let state = self.0.lock();
+        let mut places = Vec::with_capacity(references.len());
+        let mut workers: Vec<WorkerId> = Vec::new();
+        let mut owners = Vec::new();
+        for reference in references {
+            let worker = state
+                .refs
+                .get(&reference.id)
+                .and_then(|entry| entry.borrowed_owner())
+                .unwrap_or(self.0.worker_id);
+            let place = workers.iter().rposition(|known| *known == worker).unwrap_or_else(|| {
+                workers.push(worker);
+                owners.push(self.0.owner_address(&state, &reference.id));
+                workers.len() - 1
+            });
+            places.push((reference.id, place));
+        }
+        (places, owners)
     }
 
     /// How a reference travels: the object and its owner.

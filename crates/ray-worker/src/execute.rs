@@ -72,6 +72,11 @@ pub struct Incoming {
 }
 
 impl Incoming {
+    /// Whether both calls came by the same link.
+    pub fn shares_link(&self, other: &Incoming) -> bool {
+        self.link.id() == other.link.id()
+    }
+
     /// The object of one return.
     pub fn return_id(&self, index: u32) -> ObjectId {
         ObjectId::of(self.task_id, index + 1)

@@ -211,6 +211,17 @@ impl WorkerService {
                     }
                 }
             }
+            Retry::Push {
+                lease,
+                task,
+                sequence,
+                until,
+            } => {
+                let holds = state.leases.lease(&lease).map(|lease| lease.sequence_of(&task));
+                if holds == Some(sequence) {
+                    core.push_to_lease(state, lease, task, sequence, until);
+                }
+            }
             Retry::Fetch(object) => core.send_fetch(state, object),
         }
     }

@@ -54,9 +54,7 @@ impl Inner {
                 link: self.raylet.id(),
             },
         );
-        self.raylet
-            .send(kinds::GCS_REQUEST, correlation, ray_wire::encode(&request), &[])?;
-        Ok(())
+        self.tell_raylet(kinds::GCS_REQUEST, correlation, ray_wire::encode(&request))
     }
 
     /// Waits on `waiter` until `done` answers, in slices, so that the end of the raylet or of the runtime is noticed.
@@ -141,8 +139,7 @@ impl CoreWorker {
                 query_json: query_json.to_owned(),
             };
             self.0
-                .raylet
-                .send(kinds::NODE_QUERY, correlation, ray_wire::encode(&query), &[])?;
+                .tell_raylet(kinds::NODE_QUERY, correlation, ray_wire::encode(&query))?;
         }
         let deadline = Instant::now() + GCS_TIMEOUT;
         let answer = self

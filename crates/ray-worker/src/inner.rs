@@ -66,6 +66,13 @@ pub(crate) enum Retry {
     },
     /// The link to that worker broke; if its raylet does not report it dead soon, its leases are given up.
     SuspectWorker(WorkerId),
+    /// The worker could not be reached for this call, which is its lease's still.
+    Push {
+        lease: ray_ids::LeaseId,
+        task: TaskId,
+        sequence: u64,
+        until: Instant,
+    },
     Fetch(ObjectId),
 }
 
@@ -189,6 +196,20 @@ impl std::fmt::Debug for Reference {
     }
 }
 
+/// How many entries are looked at ahead of their use.
+pub(crate) const TOUCHED_TOGETHER: usize = 16;
+
+impl State {
+    /// Reads the entries and slots of objects that are about to be counted, one after the other with nothing between, so
+    /// that the processor waits for their memory at the same time instead of in turn.
+    pub fn touch<'a>(&self, objects: impl Iterator<Item = &'a ObjectId>) {
+        let ready = objects
+            .filter(|object| self.refs.get(object).is_some_and(|entry| entry.value.is_ready()))
+            .count();
+        std::hint::black_box(ready);
+    }
+}
+
 /// How long a dropped reference may wait to be counted, if nothing else happens.
 const DROP_DELAY: Duration = Duration::from_millis(5);
 
@@ -229,8 +250,24 @@ impl Inner {
         }
         self.drops_noted.store(false, Ordering::Release);
         let mut commands = Vec::new();
-        while let Some(object) = self.dropped.pop() {
-            state.refs.remove_local(&object, &mut commands);
+        let mut together: [ObjectId; TOUCHED_TOGETHER] = [ObjectId::NIL; TOUCHED_TOGETHER];
+        loop {
+            let mut count = 0;
+            while count < TOUCHED_TOGETHER {
+                let Some(object) = self.dropped.pop() else { break };
+                together[count] = object;
+                count += 1;
+            }
+            let objects = &together[..count];
+            if count > 1 {
+                state.touch(objects.iter());
+            }
+            for object in objects {
+                state.refs.remove_local(object, &mut commands);
+            }
+            if count < TOUCHED_TOGETHER {
+                break;
+            }
         }
         self.carry_out_references(state, commands);
     }

@@ -42,7 +42,7 @@ pub use generators::{NextItem, Stream};
 pub use inner::{CoreWorker, Reference};
 pub use logs::LogEntry;
 pub use objects::{GetFailure, WaitResult};
-pub use slot::{Completions, Slot};
+pub use slot::{next_scan, Completions, Slot};
 pub use submit::{Arguments, PassedReference, Submitted};
 pub use template::{Template, TemplateOptions};
 pub use value::{error_value, Contained, InlineValue, Serialized, StoredValue, Value};

@@ -9,8 +9,9 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 
+use bytes::Bytes;
 use ray_ids::{NodeId, WorkerId};
-use ray_rpc::{Link, Target};
+use ray_rpc::{Link, RpcError, Target};
 use ray_wire::{Address, TaskTemplate};
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -96,6 +97,15 @@ impl Inner {
         let _ = said.peer_id.set(worker);
         state.links.insert(worker, link.clone());
         Ok(link)
+    }
+
+    /// Sends to this node's raylet. A closed link is the raylet's death, whoever notices it first.
+    pub fn tell_raylet(&self, kind: u16, correlation: u64, header: Bytes) -> Result<(), WorkerError> {
+        match self.raylet.send(kind, correlation, header, &[]) {
+            Ok(_) => Ok(()),
+            Err(RpcError::LinkClosed { reason, .. }) => Err(WorkerError::RayletGone(reason)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The link to a node's raylet.

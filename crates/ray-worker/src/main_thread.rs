@@ -91,20 +91,24 @@ impl CoreWorker {
         let _ = self.0.execution.main_thread.set((std::thread::current().id(), thread));
     }
 
+    /// What to do next, if it is here already.
+    pub fn next_work_here(&self) -> Option<Work> {
+        let mut state = lock(&self.0.execution.state);
+        let work = state.work.pop_front();
+        if let Some(Work::Task(task)) = &work {
+            state.running.insert(task.task_id, false);
+        }
+        work
+    }
+
     /// What to do next; waits for it. `None` after a signal, so that the language can look at it.
     pub fn next_work(&self) -> Option<Work> {
         loop {
-            {
-                let mut state = lock(&self.0.execution.state);
-                if let Some(work) = state.work.pop_front() {
-                    if let Work::Task(task) = &work {
-                        state.running.insert(task.task_id, false);
-                    }
-                    return Some(work);
-                }
-                if self.0.shut_down.load(Ordering::Acquire) {
-                    return Some(Work::Exit("the runtime was shut down".into()));
-                }
+            if let Some(work) = self.next_work_here() {
+                return Some(work);
+            }
+            if self.0.shut_down.load(Ordering::Acquire) {
+                return Some(Work::Exit("the runtime was shut down".into()));
             }
             if let Some(reason) = &self.0.lock().raylet_gone {
                 return Some(Work::Exit(format!("the raylet is gone: {reason}")));

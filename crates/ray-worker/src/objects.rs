@@ -54,10 +54,10 @@ impl From<WorkerError> for GetFailure {
     }
 }
 
-/// Which references are ready, by index.
+/// Which references are ready, by index, ascending.
 #[derive(Debug)]
 pub struct WaitResult {
-    pub ready: Vec<bool>,
+    pub ready: Vec<usize>,
 }
 
 impl CoreWorker {
@@ -124,6 +124,9 @@ impl CoreWorker {
     }
 
     /// Waits until `count` of the references are ready, or the deadline.
+    ///
+    /// The thread's group stays registered where the values are still missing, so that a loop that waits for one after
+    /// the other looks at each reference but takes locks only for those it has not waited for before.
     pub fn wait(
         &self,
         references: &[&Reference],
@@ -131,48 +134,31 @@ impl CoreWorker {
         deadline: Option<Instant>,
         fetch_local: bool,
     ) -> Result<WaitResult, WorkerError> {
+        let group = Group::lasting();
+        let mut ready = Vec::with_capacity(count.min(references.len()));
         let mut blocked = None;
         loop {
-            let mut ready = vec![false; references.len()];
-            let mut found = 0;
+            group.begin(count);
+            ready.clear();
             for (index, reference) in references.iter().enumerate() {
-                if found == count {
-                    break;
-                }
                 if self.0.is_here(reference, fetch_local) {
-                    ready[index] = true;
-                    found += 1;
+                    ready.push(index);
+                    if ready.len() == count {
+                        break;
+                    }
                 }
             }
-            if found >= count || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            if ready.len() >= count || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(WaitResult { ready });
             }
-            let group = Group::new(count - found);
-            let mut registered = Vec::new();
-            {
-                let mut state = self.0.enter()?;
-                for (index, reference) in references.iter().enumerate() {
-                    if ready[index] {
-                        continue;
-                    }
-                    if self.0.await_value(&mut state, reference.id, Wake::Group(group.clone())) {
-                        registered.push(index);
-                    } else if fetch_local && !self.0.is_here(reference, true) {
-                        self.0.fetch(&mut state, reference.id, Some(&group));
-                    } else {
-                        group.arrive();
-                    }
-                }
-            }
+            group.found(ready.len());
+            self.0.register(references, &ready, &group, fetch_local)?;
             if blocked.is_none() {
                 blocked = Some(self.0.blocked("wait"));
             }
             let outcome = self
                 .0
                 .wait_for(&group.waiter, deadline, "wait", || group.is_done().then_some(()));
-            for index in registered {
-                references[index].slot.remove_group(&group);
-            }
             match outcome {
                 Ok(()) | Err(WorkerError::Timeout { .. }) => {}
                 Err(error) => return Err(error),
@@ -246,6 +232,41 @@ impl Inner {
             SlotValue::Stored { .. } => self.store().is_ok_and(|store| store.contains(&reference.id)),
             _ => true,
         }
+    }
+
+    /// Has the group told of each reference that was not found ready.
+    fn register(
+        &self,
+        references: &[&Reference],
+        found: &[usize],
+        group: &Arc<Group>,
+        fetch_local: bool,
+    ) -> Result<(), WorkerError> {
+        let mut found = found.iter().copied().peekable();
+        let mut entered = None;
+        for (index, reference) in references.iter().enumerate() {
+            if found.next_if_eq(&index).is_some() {
+                continue;
+            }
+            if !reference.slot.is_ready() && reference.slot.is_registered(group) {
+                continue;
+            }
+            let state = match &mut entered {
+                Some(state) => state,
+                None => entered.insert(self.enter()?),
+            };
+            if reference.slot.is_ready() {
+                self.rebuild_if_lost(state, reference.id, &reference.slot);
+            }
+            if reference.slot.register(group) {
+                self.ask_owner_once(state, reference.id, &reference.slot);
+            } else if fetch_local && !self.is_here(reference, true) {
+                self.fetch(state, reference.id, Some(group));
+            } else {
+                group.arrive();
+            }
+        }
+        Ok(())
     }
 
     fn try_read(&self, reference: &Reference) -> Result<Option<Value>, WorkerError> {
@@ -348,7 +369,9 @@ impl Inner {
     pub fn fetch(&self, state: &mut State, object: ObjectId, group: Option<&Arc<Group>>) {
         let waiting = state.fetches.get_mut(&object);
         if let Some(waiting) = waiting {
-            waiting.extend(group.cloned());
+            let known = |group: &&Arc<Group>| waiting.iter().any(|other| Arc::ptr_eq(other, group));
+            let new = group.filter(|group| !known(group)).cloned();
+            waiting.extend(new);
             return;
         }
         state.fetches.insert(object, group.cloned().into_iter().collect());
@@ -554,7 +577,7 @@ impl Inner {
                     limit_s: RING_TIMEOUT.as_secs_f64(),
                 });
             }
-            self.raylet.send(kinds::RING_DOORBELL, 0, Bytes::new(), &[])?;
+            self.tell_raylet(kinds::RING_DOORBELL, 0, Bytes::new())?;
             // The raylet's answer is that the ring has room; there is no frame to wait for.
             std::thread::sleep(Duration::from_micros(100));
             writer = unsealed.writer;
@@ -579,8 +602,7 @@ impl Inner {
                 minimum_bytes: bytes,
                 object_id: id_bytes(object.as_bytes()),
             };
-            self.raylet
-                .send(kinds::REQUEST_EXTENT, correlation, ray_wire::encode(&message), &[])?;
+            self.tell_raylet(kinds::REQUEST_EXTENT, correlation, ray_wire::encode(&message))?;
         }
         let deadline = Instant::now() + EXTENT_TIMEOUT;
         let lent = self
@@ -605,8 +627,7 @@ impl Inner {
             return Ok(());
         };
         let message = ReturnExtents { extents: vec![*lent] };
-        self.raylet
-            .send(kinds::RETURN_EXTENTS, 0, ray_wire::encode(&message), &[])?;
+        self.tell_raylet(kinds::RETURN_EXTENTS, 0, ray_wire::encode(&message))?;
         Err(WorkerError::StoreFull(error.to_string()))
     }
 }

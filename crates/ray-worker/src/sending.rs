@@ -3,7 +3,7 @@
 //! Invariant: 1. A call whose argument is a failure is not sent: it fails with that failure.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ray_ids::{ActorId, ObjectId, TaskId};
@@ -14,12 +14,17 @@ use ray_wire::{
     id_bytes, kinds, Address, CancelLeaseRequest, PushTask, RecallTasks, ReferenceArgument, RequestLease, ReturnLease,
 };
 
-use crate::inner::{Inner, Pending, PendingEntry, State};
+use crate::inner::{Inner, Pending, PendingEntry, Retry, State};
 use crate::links::note_template;
 use crate::slot::SlotValue;
 use crate::value::error_value;
 
 use crate::submit::*;
+
+/// How long a leased worker may refuse links before it is suspect.
+const PUSH_LIMIT: Duration = Duration::from_secs(1);
+/// When a call whose worker could not be reached is sent again.
+const PUSH_RETRY_DELAY: Duration = Duration::from_millis(5);
 
 impl Inner {
     pub fn carry_out_leases(&self, state: &mut State, commands: Vec<LeaseCommand>) {
@@ -76,7 +81,9 @@ impl Inner {
                         }
                     }
                 }
-                LeaseCommand::Push { lease, task, sequence } => self.push_to_lease(state, lease, task, sequence),
+                LeaseCommand::Push { lease, task, sequence } => {
+                    self.push_to_lease(state, lease, task, sequence, Instant::now() + PUSH_LIMIT);
+                }
                 LeaseCommand::Return { lease, worker_exits } => {
                     let node = state.lease_raylets.remove(&lease).unwrap_or(self.node_id);
                     if let Ok(link) = self.raylet_link(state, node) {
@@ -107,7 +114,7 @@ impl Inner {
         if state.timer_due.is_none() {
             self.want_timer(
                 state,
-                Instant::now() + std::time::Duration::from_millis(ray_ownership::leases::STALL_MS),
+                Instant::now() + Duration::from_millis(ray_ownership::leases::STALL_MS),
             );
         }
     }
@@ -147,20 +154,34 @@ impl Inner {
         self.finish_with(state, task_id, Arc::new(error_value(&error)));
     }
 
-    fn push_to_lease(&self, state: &mut State, lease: ray_ids::LeaseId, task_id: TaskId, sequence: u64) {
+    /// Sends the call to its lease's worker. One that cannot be reached may be busy for a moment, so it is tried again
+    /// `until` then; after that either its raylet has reported its death, or it is suspect.
+    pub(crate) fn push_to_lease(
+        &self,
+        state: &mut State,
+        lease: ray_ids::LeaseId,
+        task: TaskId,
+        sequence: u64,
+        until: Instant,
+    ) {
         let Some(worker) = state.leases.lease(&lease).map(|lease| lease.worker) else {
             return;
         };
         match self.worker_link(state, worker) {
-            Ok(link) => self.push(state, &link, task_id, id_bytes(lease.as_bytes()), sequence, 0),
+            Ok(link) => self.push(state, &link, task, id_bytes(lease.as_bytes()), sequence, 0),
+            Err(error) if Instant::now() < until => {
+                tracing::debug!("worker {worker} cannot be reached yet: {error}");
+                let retry = Retry::Push {
+                    lease,
+                    task,
+                    sequence,
+                    until,
+                };
+                self.retry_later(state, PUSH_RETRY_DELAY, retry);
+            }
             Err(error) => {
                 tracing::debug!("worker {worker} cannot be reached: {error}");
-                // Either its raylet reports its death in a moment, or it is suspect.
-                self.retry_later(
-                    state,
-                    std::time::Duration::from_secs(1),
-                    crate::inner::Retry::SuspectWorker(worker),
-                );
+                self.retry_later(state, Duration::ZERO, Retry::SuspectWorker(worker));
             }
         }
     }

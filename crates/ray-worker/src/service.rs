@@ -30,6 +30,12 @@ impl WorkerService {
         let core = &*self.core;
         let correlation = frame.correlation;
         let (header, payload) = (frame.header, frame.payload);
+        if is_for_raylets_alone(frame.kind)
+            && link.id() != core.raylet.id()
+            && link_state(link).raylet_of.get().is_none()
+        {
+            return Err(WorkerError::Invalid("only a raylet may say that".into()));
+        }
         match frame.kind {
             kinds::PUSH_TASK => core.on_push_task(link, correlation, decode("PushTask", header)?, payload),
             kinds::TASK_REPLY => {
@@ -442,6 +448,29 @@ fn object_id(bytes: &Bytes) -> Result<ObjectId, WorkerError> {
 
 fn task_id(bytes: &Bytes) -> Result<TaskId, WorkerError> {
     Ok(TaskId::from_binary(bytes).map_err(WireError::from)?)
+}
+
+/// What ends or directs this process, or answers what it asked a raylet. Any process of the node can open a link here, so
+/// such a frame counts only on a link that this process opened to a raylet itself.
+fn is_for_raylets_alone(kind: u16) -> bool {
+    matches!(
+        kind,
+        kinds::LEASE_ASSIGNED
+            | kinds::CREATE_ACTOR
+            | kinds::EXIT_PROCESS
+            | kinds::INTERRUPT_TASK
+            | kinds::WORKER_DIED
+            | kinds::NODE_DIED
+            | kinds::LOG_LINES
+            | kinds::DRIVER_MESSAGE
+            | kinds::EXTENT_LENT
+            | kinds::RECALL_EXTENTS
+            | kinds::OBJECT_LOCAL
+            | kinds::FETCH_FAILED
+            | kinds::GCS_REPLY
+            | kinds::NODE_ANSWER
+            | kinds::PUBLICATION
+    )
 }
 
 fn worker_id(bytes: &Bytes) -> Result<WorkerId, WorkerError> {

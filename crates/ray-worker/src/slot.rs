@@ -3,9 +3,10 @@
 //! Invariants:
 //! 1. `ready` is true iff the value is known (inline, or stored somewhere).
 //! 2. Whoever registers a wake-up on a slot that is not ready is woken exactly once, when it becomes ready.
+//! 3. `registered` names a group only while that group is among the wake-ups, or the slot is becoming ready.
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ray_ids::TaskId;
@@ -57,6 +58,10 @@ pub(crate) struct SlotInner {
 #[derive(Debug, Default)]
 pub struct Slot {
     ready: AtomicBool,
+    /// The last scan over a list that came by: one that comes by twice has the reference twice.
+    scan: AtomicU64,
+    /// The number of the thread's group that registered last; 0 for none.
+    registered: AtomicU64,
     inner: Mutex<SlotInner>,
 }
 
@@ -70,6 +75,8 @@ impl Slot {
     pub fn inline(value: InlineValue) -> Arc<Self> {
         Arc::new(Self {
             ready: AtomicBool::new(true),
+            scan: AtomicU64::new(0),
+            registered: AtomicU64::new(0),
             inner: Mutex::new(SlotInner {
                 value: SlotValue::Inline(Arc::new(value)),
                 ..SlotInner::default()
@@ -81,6 +88,8 @@ impl Slot {
     pub fn stored(bytes: u64) -> Arc<Self> {
         Arc::new(Self {
             ready: AtomicBool::new(true),
+            scan: AtomicU64::new(0),
+            registered: AtomicU64::new(0),
             inner: Mutex::new(SlotInner {
                 value: SlotValue::Stored {
                     bytes,
@@ -114,6 +123,7 @@ impl Slot {
         inner.asked = false;
         self.ready.store(ready, Ordering::Release);
         if ready {
+            self.registered.store(0, Ordering::Relaxed);
             std::mem::take(&mut inner.wakes)
         } else {
             Vec::new()
@@ -130,6 +140,33 @@ impl Slot {
         true
     }
 
+    /// Whether this is the first time that the scan comes by. One scan runs on one thread, and two scans that run at the
+    /// same time may hide a repetition from each other, so callers let only one run (they hold the interpreter's lock).
+    pub fn is_first_in(&self, scan: u64) -> bool {
+        let first = self.scan.load(Ordering::Relaxed) != scan;
+        self.scan.store(scan, Ordering::Relaxed);
+        first
+    }
+
+    /// Registers a thread's lasting group once, unless the value is known. Returns whether it is registered.
+    pub(crate) fn register(&self, group: &Arc<Group>) -> bool {
+        let mut inner = lock(&self.inner);
+        if self.is_ready() {
+            return false;
+        }
+        let known = |wake: &Wake| matches!(wake, Wake::Group(other) if Arc::ptr_eq(other, group));
+        if !inner.wakes.iter().any(known) {
+            inner.wakes.push(Wake::Group(group.clone()));
+        }
+        self.registered.store(group.number, Ordering::Relaxed);
+        true
+    }
+
+    /// Whether the group need not be registered: it will hear, or has heard, of the value.
+    pub(crate) fn is_registered(&self, group: &Group) -> bool {
+        self.registered.load(Ordering::Relaxed) == group.number
+    }
+
     /// Takes back the wake-ups of a group whose thread waits no more.
     pub(crate) fn remove_group(&self, group: &Arc<Group>) {
         lock(&self.inner)
@@ -138,38 +175,66 @@ impl Slot {
     }
 }
 
+/// A number for one scan over a list of references; see `Slot::is_first_in`.
+pub fn next_scan() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+thread_local! {
+    /// The group that stays registered where its thread has waited, so that the next wait need not register again.
+    static LASTING: Arc<Group> = Group::new(0);
+}
+
 /// A thread that waits until so many things have happened.
 #[derive(Debug)]
 pub(crate) struct Group {
-    remaining: AtomicUsize,
+    /// Below zero where more happened than was waited for.
+    remaining: AtomicI64,
+    number: u64,
     pub waiter: Waiter,
 }
 
 impl Group {
     pub fn new(count: usize) -> Arc<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         Arc::new(Self {
-            remaining: AtomicUsize::new(count),
+            remaining: AtomicI64::new(count as i64),
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
             waiter: Waiter::new(),
         })
     }
 
+    /// The calling thread's lasting group.
+    pub fn lasting() -> Arc<Self> {
+        LASTING.with(Arc::clone)
+    }
+
+    /// Begins a wait of a lasting group. Whatever becomes ready after this is counted; a look at the slots after this
+    /// sees whatever became ready before, because both this and `arrive` read and write the word.
+    pub fn begin(&self, count: usize) {
+        self.remaining.swap(count as i64, Ordering::AcqRel);
+    }
+
     /// One thing more to wait for; call it before the thing can happen.
     pub fn add(&self, count: usize) {
-        self.remaining.fetch_add(count, Ordering::AcqRel);
+        self.remaining.fetch_add(count as i64, Ordering::AcqRel);
     }
 
     /// One of the things happened.
     pub fn arrive(&self) {
-        let before = self
-            .remaining
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
-        if before == Ok(1) {
+        if self.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.waiter.notify();
         }
     }
 
+    /// The waiting thread found so many of the things itself.
+    pub fn found(&self, count: usize) {
+        self.remaining.fetch_sub(count as i64, Ordering::AcqRel);
+    }
+
     pub fn is_done(&self) -> bool {
-        self.remaining.load(Ordering::Acquire) == 0
+        self.remaining.load(Ordering::Acquire) <= 0
     }
 }
 

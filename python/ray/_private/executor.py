@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 # Frames of these directories are left out of what users see.
 _OWN_FILES = (os.path.dirname(__file__) + os.sep,)
 _DEFAULT_GROUP = ""
+_GENERATOR_TYPES = (types.GeneratorType, types.AsyncGeneratorType)
 
 
 @types.coroutine
@@ -90,6 +91,11 @@ class Executor:
         self._groups: dict[str, _Group] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._coroutines: dict[bytes, asyncio.Task[None]] = {}
+        # Calls on their way to the loop's thread, and whether it has been told of them.
+        self._handed: deque[tuple[RunningTask, Callable[..., Any], list[Any], dict[str, Any]]] = deque()
+        self._told = False
+        # Answers of the loop wait for the end of its turn.
+        self._corked = False
         # Which devices the node lets its workers see at all, before any lease narrows it down.
         self._node_devices = {
             name: os.environ.get(variable) for name, variable in ray_constants.VISIBLE_DEVICES_VARIABLES.items()
@@ -246,7 +252,11 @@ class Executor:
         """Starts a call on a pool's thread or on the event loop."""
         group = task.concurrency_group
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._admit, task, function, args, kwargs)
+            self._handed.append((task, function, args, kwargs))
+            if not self._told:
+                # Set before the loop is told, as the loop takes it back before it looks.
+                self._told = True
+                self._loop.call_soon_threadsafe(self._admit_handed)
         else:
             pool = self._pools.get(group)
             if pool is None:
@@ -307,6 +317,12 @@ class Executor:
         assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(construct(), self._loop).result()
 
+    def _admit_handed(self) -> None:
+        self._told = False
+        handed = self._handed
+        while handed:
+            self._admit(*handed.popleft())
+
     def _admit(self, task: RunningTask, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> None:
         group = self._groups.get(task.concurrency_group)
         if group is None:
@@ -329,24 +345,44 @@ class Executor:
         self, group: _Group, task: RunningTask, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]
     ) -> None:
         async_compat.current_task.set(task)
+        core = self.core
         value, error = None, None
         try:
-            if self.core.is_cancelled(task):
+            if core.is_cancelled(task):
                 raise asyncio.CancelledError
-            value = await _in_task(self.core, task, self._call_on_loop(task, function, args, kwargs))
+            core.set_current_task(task)
+            try:
+                value = function(*args, **kwargs)
+            finally:
+                core.set_current_task(None)
+            awaited = type(value) is types.CoroutineType
+            if awaited:
+                value = await _in_task(core, task, value)
+            if type(value) in _GENERATOR_TYPES or (not awaited and inspect.isawaitable(value)):
+                value = await _in_task(core, task, self._settle_on_loop(task, value, awaited))
         except BaseException as caught:
             value, error = None, caught
         self._coroutines.pop(task.task_id, None)
         group.running -= 1
         while group.waiting and group.running < group.limit:
             self._start(group, *group.waiting.popleft())
-        self.core.finish(task, value, error)
+        if self._coroutines:
+            # Others may end in this turn of the loop too: one write for all their answers.
+            core.finish(task, value, error, True)
+            if not self._corked:
+                self._corked = True
+                assert self._loop is not None
+                self._loop.call_soon(self._flush_replies)
+        else:
+            core.finish(task, value, error)
 
-    async def _call_on_loop(
-        self, task: RunningTask, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]
-    ) -> Any:
-        value = function(*args, **kwargs)
-        if inspect.isawaitable(value):
+    def _flush_replies(self) -> None:
+        self._corked = False
+        self.core.flush_replies()
+
+    async def _settle_on_loop(self, task: RunningTask, value: Any, awaited: bool) -> Any:
+        """What a method returned may have to be awaited, or give items."""
+        if not awaited and inspect.isawaitable(value):
             value = await value
         if inspect.isasyncgen(value):
             return await self._drive_on_loop(task, value)

@@ -243,6 +243,17 @@ def wait(
     Example:
         >>> ready, rest = ray.wait(refs, num_returns=2, timeout=1.0)
     """
+    if (
+        type(ray_waitables) is list
+        and type(num_returns) is int
+        and 0 < num_returns <= len(ray_waitables)
+        and (timeout is None or timeout >= 0)
+    ):
+        context = current.context or ensure_context()
+        result = context.core.wait(ray_waitables, num_returns, timeout, bool(fetch_local))
+        if result is not None:
+            return result
+    # Something is unusual: say what, or wait for generators.
     if isinstance(ray_waitables, (ObjectRef, ObjectRefGenerator)):
         raise TypeError(
             "wait() expected a list of ray.ObjectRef or ray.ObjectRefGenerator, got a single ray.ObjectRef or "
@@ -273,7 +284,10 @@ def wait(
     if num_returns > len(ray_waitables):
         raise ValueError("num_returns cannot be greater than the number of ray_waitables provided to ray.wait.")
     if plain:
-        return context.core.wait(ray_waitables, num_returns, timeout, bool(fetch_local))
+        result = context.core.wait(list(ray_waitables), num_returns, timeout, bool(fetch_local))
+        if result is None:
+            raise ValueError("Wait requires a list of unique ray_waitables.")
+        return result
     return _wait_mixed(context.core, ray_waitables, num_returns, timeout)
 
 

@@ -491,7 +491,9 @@ impl Node {
             let _ = std::fs::remove_file(path);
         }
         for worker in self.processes.keys() {
-            let _ = std::fs::remove_file(self.config.session_directory.join("sockets").join(worker.hex()));
+            let path = self.config.session_directory.join("sockets").join(worker.hex());
+            let _ = std::fs::remove_file(ray_rpc::path_before_listening(&path));
+            let _ = std::fs::remove_file(path);
         }
     }
 }

@@ -215,7 +215,9 @@ impl Node {
         if let Some(slot) = process.slot {
             self.forget_store_client(worker, slot);
         }
-        let _ = std::fs::remove_file(self.config.session_directory.join("sockets").join(worker.hex()));
+        let path = self.config.session_directory.join("sockets").join(worker.hex());
+        let _ = std::fs::remove_file(ray_rpc::path_before_listening(&path));
+        let _ = std::fs::remove_file(path);
         if !process.is_child() {
             return;
         }
