@@ -98,6 +98,11 @@ impl ActorCalls {
         self.waiting + self.sent.len()
     }
 
+    /// Calls that were sent and are unanswered.
+    pub fn sent(&self) -> impl Iterator<Item = TaskId> + '_ {
+        self.sent.keys().copied()
+    }
+
     /// Whether a further call would exceed the limit.
     pub fn is_full(&self) -> bool {
         self.max_pending_calls >= 0 && self.pending() >= self.max_pending_calls as usize

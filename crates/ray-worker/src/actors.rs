@@ -61,7 +61,9 @@ pub(crate) struct ActorEntry {
     pub calls: ActorCalls,
     pub death: Option<DeathCause>,
     pub state: u32,
+    /// The highest incarnation that was alive, as far as is known here.
     pub incarnation: u64,
+    pub was_alive: bool,
     pub pending_reason: String,
     pub class_name: String,
     pub max_pending_calls: i32,
@@ -85,6 +87,7 @@ impl ActorEntry {
             death: None,
             state: ray_wire::ACTOR_DEPENDENCIES_UNREADY,
             incarnation: 0,
+            was_alive: false,
             pending_reason: String::new(),
             class_name: String::new(),
             max_pending_calls,
@@ -95,6 +98,19 @@ impl ActorEntry {
             creation: None,
             creation_pins: Vec::new(),
             unavailable: Vec::new(),
+        }
+    }
+
+    /// Whether the news is older than what is known. `incarnation` is the highest that was alive; the control plane gives
+    /// a restart the number after it before that is alive.
+    fn is_late(&self, news: &ActorState) -> bool {
+        if self.state == ACTOR_DEAD || news.incarnation < self.incarnation {
+            return true;
+        }
+        match news.state {
+            ACTOR_ALIVE => self.killed_incarnation.is_some_and(|killed| news.incarnation <= killed),
+            ACTOR_RESTARTING => self.was_alive && news.incarnation == self.incarnation,
+            _ => false,
         }
     }
 
@@ -313,6 +329,7 @@ impl CoreWorker {
         self.0.ask_gcs(&mut state, GcsCall::KillActor(kill), Pending::Ignored)?;
         // What is called from now on must not reach the process that is about to end: it waits for news.
         let mut commands = Vec::new();
+        self.0.give_up_actor_pushes(&mut state, actor);
         if let Some(entry) = state.actors.get_mut(&actor) {
             let incarnation = entry.incarnation;
             entry.killed_incarnation = Some(incarnation);
@@ -403,14 +420,7 @@ impl Inner {
                 unresolved += 1;
             }
         }
-        let task = crate::submit::PendingTask {
-            spec,
-            unresolved,
-            attempt: 0,
-            retries_left: 0,
-            cancelled: false,
-            cause: None,
-        };
+        let task = crate::submit::PendingTask::new(spec, unresolved, 0, 0);
         state.tasks.insert(task_id, task);
         if unresolved == 0 {
             self.register_created_actor(state, task_id);
@@ -470,19 +480,15 @@ impl Inner {
                 self.note_address(state, worker);
             }
         }
+        let Some(entry) = state.actors.get_mut(&actor).filter(|entry| !entry.is_late(&news)) else {
+            return Ok(());
+        };
+        if news.state != ACTOR_ALIVE || news.incarnation > entry.incarnation {
+            self.give_up_actor_pushes(state, actor);
+        }
         let Some(entry) = state.actors.get_mut(&actor) else {
             return Ok(());
         };
-        if entry.state == ACTOR_DEAD || news.incarnation < entry.incarnation {
-            return Ok(());
-        }
-        if news.state == ACTOR_ALIVE
-            && entry
-                .killed_incarnation
-                .is_some_and(|killed| news.incarnation <= killed)
-        {
-            return Ok(());
-        }
         entry.state = news.state;
         entry.pending_reason.clone_from(&news.pending_reason);
         if !news.class_name.is_empty() {
@@ -494,6 +500,7 @@ impl Inner {
                 let worker = worker.worker()?;
                 let newer = news.incarnation > entry.incarnation;
                 entry.incarnation = news.incarnation;
+                entry.was_alive = true;
                 let mut commands = Vec::new();
                 entry.calls.alive(worker, news.incarnation, &mut commands);
                 self.carry_out_actor(state, actor, commands);
@@ -503,9 +510,7 @@ impl Inner {
             }
             ACTOR_RESTARTING => {
                 let mut commands = Vec::new();
-                entry
-                    .calls
-                    .restarting(news.incarnation.max(entry.incarnation + 1), &mut commands);
+                entry.calls.restarting(news.incarnation, &mut commands);
                 self.carry_out_actor(state, actor, commands);
                 self.fail_unavailable(state, actor);
             }
@@ -547,6 +552,21 @@ impl Inner {
         }
     }
 
+    /// The actor's process is gone, or is taken for gone: what it still answers counts no more, and what its unfinished
+    /// calls may have stored is freed when they are over.
+    pub fn give_up_actor_pushes(&self, state: &mut State, actor: ActorId) {
+        let Some(entry) = state.actors.get(&actor) else { return };
+        let ray_ownership::actor_calls::ActorStatus::Alive { worker, .. } = entry.calls.status() else {
+            return;
+        };
+        let node = state.addresses.get(worker).map(crate::connect::node_of);
+        for task in entry.calls.sent() {
+            if let Some(task) = state.tasks.get_mut(&task) {
+                task.give_up_push(node);
+            }
+        }
+    }
+
     fn actor_died(&self, state: &mut State, actor: ActorId, death: DeathCause) {
         let Some(entry) = state.actors.get_mut(&actor) else {
             return;
@@ -581,11 +601,74 @@ impl Inner {
             })
             .collect();
         for (actor, incarnation) in lost {
+            self.give_up_actor_pushes(state, actor);
             let mut commands = Vec::new();
             if let Some(entry) = state.actors.get_mut(&actor) {
                 entry.calls.disconnected(incarnation, &mut commands);
             }
             self.carry_out_actor(state, actor, commands);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ray_ownership::actor_calls::{ActorCommand, ActorStatus};
+
+    fn news(state: u32, incarnation: u64) -> ActorState {
+        ActorState {
+            state,
+            incarnation,
+            ..ActorState::default()
+        }
+    }
+
+    #[test]
+    fn news_of_a_restart_that_is_over_is_late() {
+        let worker = WorkerId::from_random();
+        let mut entry = ActorEntry::new(false, -1);
+        let mut commands = Vec::new();
+        assert!(!entry.is_late(&news(ACTOR_RESTARTING, 1)));
+        entry.calls.restarting(1, &mut commands);
+        assert!(!entry.is_late(&news(ACTOR_ALIVE, 1)));
+        (entry.incarnation, entry.was_alive, entry.state) = (1, true, ACTOR_ALIVE);
+        entry.calls.alive(worker, 1, &mut commands);
+        // The answer to `WatchActor` may overtake a publication, or be overtaken.
+        assert!(entry.is_late(&news(ACTOR_RESTARTING, 1)));
+        assert!(
+            !entry.is_late(&news(ACTOR_ALIVE, 1)),
+            "said twice, or after a broken link"
+        );
+        assert!(!entry.is_late(&news(ACTOR_RESTARTING, 2)));
+        entry.calls.restarting(2, &mut commands);
+        assert_eq!(*entry.calls.status(), ActorStatus::Pending);
+        assert!(!entry.is_late(&news(ACTOR_ALIVE, 2)));
+        entry.calls.alive(worker, 2, &mut commands);
+        let task = TaskId::random_in(ActorId::random_in(ray_ids::JobId::from_int(1)));
+        entry.calls.submit(task, "", true, 0, &mut commands);
+        let pushed = ActorCommand::Push {
+            task,
+            worker,
+            incarnation: 2,
+            sequence: 1,
+        };
+        assert_eq!(
+            commands,
+            [pushed],
+            "a call goes to the incarnation that the control plane named"
+        );
+    }
+
+    #[test]
+    fn an_actor_that_was_killed_takes_no_calls_before_its_next_life() {
+        let mut entry = ActorEntry::new(false, -1);
+        (entry.incarnation, entry.was_alive, entry.state) = (3, true, ACTOR_ALIVE);
+        entry.killed_incarnation = Some(3);
+        assert!(entry.is_late(&news(ACTOR_ALIVE, 3)));
+        assert!(!entry.is_late(&news(ACTOR_RESTARTING, 4)));
+        assert!(!entry.is_late(&news(ACTOR_ALIVE, 4)));
+        assert!(!entry.is_late(&news(ACTOR_DEAD, 3)));
+        assert!(entry.is_late(&news(ACTOR_DEAD, 2)));
     }
 }

@@ -125,7 +125,8 @@ impl CoreWorker {
             Outcome::Returns(values) => {
                 for (index, value) in values.into_iter().enumerate() {
                     reply.wants_acknowledgement |= !value.contained.is_empty();
-                    let (returned, segments) = self.return_value(task, task.return_id(index as u32), value)?;
+                    let placed = self.return_value(task, task.return_id(index as u32), value);
+                    let (returned, segments) = placed.inspect_err(|_| self.take_back_returns(task, &reply.returns))?;
                     reply.returns.push(returned);
                     payload.extend(segments);
                 }
@@ -161,6 +162,20 @@ impl CoreWorker {
             tracing::debug!("an answer could not be sent: {error}");
         }
         Ok(())
+    }
+
+    /// A later return could not be placed, so that the call fails: those placed before are nobody's.
+    fn take_back_returns(&self, task: &Incoming, placed: &[ReturnValue]) {
+        let Ok(mut state) = self.0.enter() else { return };
+        for (index, returned) in placed.iter().enumerate() {
+            if returned.value.is_none() {
+                let object = task.return_id(index as u32);
+                self.0.free_on(&mut state, self.0.node_id, &object);
+            }
+        }
+        let mut commands = Vec::new();
+        state.refs.returns_acknowledged(task.task_id, &mut commands);
+        self.0.carry_out_references(&mut state, commands);
     }
 
     /// Sends answers that wait for others on the link that the call came by.

@@ -340,6 +340,8 @@ impl Inner {
 
     fn admit(&self, state: &mut ExecutionState, incoming: Arc<Incoming>) {
         if incoming.template.num_returns < 0 {
+            // What the consumer took from an earlier attempt counts as taken from this one.
+            lock(&incoming.items.state).consumed = incoming.watermark;
             state.progress.insert(incoming.task_id, incoming.items.state.clone());
         }
         state.work.push_back(Work::Task(incoming));

@@ -30,9 +30,12 @@ impl WorkerService {
     ) {
         let core = &*self.core;
         state.lease_raylets.remove(&lease);
+        let died_with_node = cause.as_ref().is_some_and(|cause| cause.kind == DEATH_NODE);
+        let node = state.leases.lease(&lease).map(|lease| lease.node);
         for task in state.leases.pushed_under(&lease) {
             if let Some(task) = state.tasks.get_mut(&task) {
                 task.cause.clone_from(&cause);
+                task.give_up_push(node.filter(|_| !died_with_node));
             }
         }
         let mut commands = Vec::new();

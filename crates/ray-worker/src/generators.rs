@@ -12,10 +12,11 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use ray_ids::{NodeId, ObjectId, TaskId, WorkerId};
-use ray_wire::{id_bytes, kinds, GeneratorConsumed, GeneratorItem};
+use ray_wire::{id_bytes, kinds, GeneratorConsumed, GeneratorItem, ReturnValue};
 
 use crate::inner::{CoreWorker, Inner, Reference, State};
 use crate::links::link_state;
+use crate::replies::system_error;
 use crate::slot::{lock, CompletionsInner, Group, Slot, SlotValue};
 use crate::value::InlineValue;
 use crate::{Completions, WorkerError};
@@ -33,6 +34,10 @@ struct StreamState {
     waiters: Vec<Arc<Group>>,
     watchers: Vec<(Arc<CompletionsInner>, u64)>,
     worker: Option<WorkerId>,
+    /// The push that yields, by its correlation.
+    push: u64,
+    /// Whether an item was large enough for the object store.
+    any_stored: bool,
     abandoned: bool,
 }
 
@@ -214,6 +219,13 @@ impl Stream {
     }
 }
 
+/// What a stream had when it ended.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct StreamItems {
+    pub seen: u64,
+    pub any_stored: bool,
+}
+
 /// The object of a generator's item.
 pub(crate) fn item_id(task: TaskId, index: u64) -> ObjectId {
     ObjectId::of(task, index as u32 + 2)
@@ -225,39 +237,81 @@ impl Inner {
         self: &Arc<Self>,
         state: &mut State,
         link: &Arc<ray_rpc::Link>,
+        correlation: u64,
         item: GeneratorItem,
         mut payload: Bytes,
     ) -> Result<(), WorkerError> {
         let task = TaskId::from_binary(&item.task_id).map_err(ray_wire::WireError::from)?;
-        let Some(stream) = state.streams.get(&task).cloned() else {
-            return Ok(());
-        };
         let said = link_state(link);
         let worker = said.peer_id.get().copied().unwrap_or(WorkerId::NIL);
         let node = said.peer.get().map_or(self.node_id, crate::connect::node_of);
-        let abandoned = {
-            let mut inner = lock(&stream.state);
-            let first = inner.worker.replace(worker) != Some(worker);
-            if item.index < inner.next || inner.arrived.contains_key(&item.index) {
-                // A replay brings what was taken already.
-                return Ok(());
+        let object = item_id(task, item.index);
+        let returned = item.item.unwrap_or_default();
+        let stored = returned.value.is_none();
+        if state.tasks.get(&task).is_none_or(|task| task.push != correlation) {
+            // An attempt that was given up still yields.
+            if stored {
+                self.free_stray(state, task, object, node);
             }
-            inner.abandoned && first
+            return Ok(());
+        }
+        let Some(stream) = state.streams.get(&task).cloned() else {
+            let consumed = GeneratorConsumed {
+                task_id: item.task_id.clone(),
+                consumed: item.index + 1,
+                abandoned: false,
+            };
+            let _ = link.send(kinds::GENERATOR_CONSUMED, 0, ray_wire::encode(&consumed), &[]);
+            return self.on_item_again(state, object, &returned, &mut payload, (task, worker, node));
         };
-        if abandoned {
+        let (known, tell) = {
+            let mut inner = lock(&stream.state);
+            inner.worker = Some(worker);
+            let first = std::mem::replace(&mut inner.push, correlation) != correlation;
+            inner.any_stored |= stored;
+            // What was taken while nobody yielded is news to whoever yields now.
+            let tell = first && (inner.abandoned || inner.next > 0);
+            let known = item.index < inner.next || inner.arrived.contains_key(&item.index);
+            (known, tell.then_some((inner.next, inner.abandoned)))
+        };
+        if let Some((consumed, abandoned)) = tell {
             let message = GeneratorConsumed {
                 task_id: item.task_id.clone(),
-                consumed: item.index,
-                abandoned: true,
+                consumed,
+                abandoned,
             };
             let _ = link.send(kinds::GENERATOR_CONSUMED, 0, ray_wire::encode(&message), &[]);
         }
-        let object = item_id(task, item.index);
+        if known {
+            // A replay brings what arrived before.
+            return self.on_item_again(state, object, &returned, &mut payload, (task, worker, node));
+        }
         let reference = self.own_item(state, object);
-        let returned = item.item.unwrap_or_default();
         let wakes = self.accept_return(state, object, &returned, &mut payload, task, worker, node)?;
         self.deliver(state, wakes);
         stream.arrived(item.index, reference);
+        Ok(())
+    }
+
+    /// An item that arrived before came again: it takes the place of one that was lost, or is one copy more.
+    fn on_item_again(
+        &self,
+        state: &mut State,
+        object: ObjectId,
+        returned: &ReturnValue,
+        payload: &mut Bytes,
+        (task, worker, node): (TaskId, WorkerId, NodeId),
+    ) -> Result<(), WorkerError> {
+        let wanted = state.refs.get(&object).is_some_and(|entry| {
+            let lost = entry.locations().is_empty() && matches!(entry.value.value(), SlotValue::Stored { .. });
+            entry.is_owned() && (lost || !entry.value.is_ready())
+        });
+        if wanted {
+            let wakes = self.accept_return(state, object, returned, payload, task, worker, node)?;
+            self.deliver(state, wakes);
+        } else if returned.value.is_none() && !state.refs.add_location(&object, node) {
+            self.free_on(state, node, &object);
+        }
         Ok(())
     }
 
@@ -272,22 +326,44 @@ impl Inner {
     }
 
     /// The call is over: its stream knows its end. A failure becomes the last item of a streaming call.
-    pub fn end_stream(&self, state: &mut State, task: TaskId, items: u64, failure: Option<Arc<InlineValue>>) {
+    pub fn end_stream(
+        &self,
+        state: &mut State,
+        task: TaskId,
+        items: u64,
+        failure: Option<Arc<InlineValue>>,
+    ) -> StreamItems {
         let Some(stream) = state.streams.remove(&task) else {
-            return;
+            return StreamItems::default();
+        };
+        let had = {
+            let inner = lock(&stream.state);
+            StreamItems {
+                seen: inner.seen.max(inner.next),
+                any_stored: inner.any_stored,
+            }
         };
         if !stream.streaming {
             // Its items belong to its return; the stream's own counts go.
             lock(&stream.state).arrived.clear();
-            return stream.ended(items);
+            stream.ended(items);
+            return had;
         }
+        let failure = failure.or_else(|| {
+            let abandoned = lock(&stream.state).abandoned;
+            (items < had.seen && !abandoned).then(|| {
+                let message = format!(
+                    "the generator was run again after a failure and yielded {items} items, but {} had arrived before",
+                    had.seen
+                );
+                Arc::new(system_error(message))
+            })
+        });
         let Some(failure) = failure else {
-            return stream.ended(items);
+            stream.ended(items);
+            return had;
         };
-        let index = {
-            let inner = lock(&stream.state);
-            inner.seen.max(inner.next)
-        };
+        let index = had.seen;
         let object = item_id(task, index);
         let slot = Slot::pending();
         let woken = slot.set(SlotValue::Inline(failure));
@@ -302,6 +378,7 @@ impl Inner {
             },
         );
         stream.ended(index + 1);
+        had
     }
 }
 

@@ -80,7 +80,8 @@ pub(crate) struct State {
     pub refs: ReferenceTable<Arc<Slot>>,
     pub tasks: FxHashMap<TaskId, PendingTask>,
     pub lineage: Lineage,
-    pub lineage_specs: FxHashMap<TaskId, Arc<TaskSpec>>,
+    /// What may be run again, and how many items it yielded.
+    pub lineage_specs: FxHashMap<TaskId, (Arc<TaskSpec>, u64)>,
     pub leases: LeaseClient,
     /// Which raylet granted a lease.
     pub lease_raylets: FxHashMap<ray_ids::LeaseId, NodeId>,

@@ -21,6 +21,7 @@ use ray_wire::{
 };
 
 use crate::gcs::{interrupted, WAIT_SLICE};
+use crate::generators::item_id;
 use crate::inner::{CoreWorker, Inner, Pending, PendingEntry, Reference, Retry, State};
 use crate::replies::system_error;
 use crate::slot::{lock, Group, Slot, SlotValue, Wake};
@@ -492,6 +493,16 @@ impl Inner {
             return;
         }
         let task_id = object.task_id();
+        if let Some(task) = state.tasks.get_mut(&task_id) {
+            // It runs, or runs again for another of its results; if it does not make this one as well, its end says so.
+            let first_item = item_id(task_id, 0).index();
+            task.items_again = task
+                .items_again
+                .max(u64::from(object.index().saturating_sub(first_item)) + 1);
+            let woken = slot.set(SlotValue::Pending);
+            debug_assert!(woken.is_empty());
+            return;
+        }
         let outcome = if object.index() >= ObjectId::FIRST_PUT_INDEX {
             Err((
                 ERROR_OBJECT_LOST,
@@ -502,7 +513,7 @@ impl Inner {
                 state.lineage.begin_rebuild(task_id),
                 state.lineage_specs.remove(&task_id),
             ) {
-                (Ok((arguments, retries_left)), Some(spec)) => Ok((arguments, retries_left, spec)),
+                (Ok((arguments, retries_left)), Some((spec, items))) => Ok((arguments, retries_left, spec, items)),
                 (Err(NotRebuildable::NoRetriesLeft), _) => Err((
                     ERROR_RECONSTRUCTION_FAILED,
                     "its task has no retries left (max_retries) to run it once more".to_owned(),
@@ -516,15 +527,15 @@ impl Inner {
             }
         };
         match outcome {
-            Ok((arguments, retries_left, spec)) => {
+            Ok((arguments, retries_left, spec, items)) => {
                 let mut commands = Vec::new();
                 for argument in &arguments {
                     state.refs.revive(argument);
                     state.refs.add_submitted(argument);
                     state.refs.remove_lineage(argument, &mut commands);
                 }
-                for index in 0..spec.returns() {
-                    let id = spec.return_id(index);
+                let returns = (0..spec.returns()).map(|index| spec.return_id(index));
+                for id in returns.chain((0..items).map(|index| item_id(task_id, index))) {
                     state.refs.revive(&id);
                     if let Some(entry) = state.refs.get(&id) {
                         if entry.locations().is_empty() && matches!(entry.value.value(), SlotValue::Stored { .. }) {
@@ -539,6 +550,9 @@ impl Inner {
                     spec.template.message.function_name
                 );
                 self.start(state, spec, 1, retries_left);
+                if let Some(task) = state.tasks.get_mut(&task_id) {
+                    task.items_again = items;
+                }
             }
             Err((kind, reason)) => {
                 let error = ErrorValue {

@@ -9,17 +9,22 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ray_ids::{NodeId, ObjectId, TaskId, WorkerId};
 use ray_ownership::references::Cover;
-use ray_wire::layout::{ErrorValue, ERROR_TASK_CANCELLED};
+use ray_ownership::ReferenceCommand;
+use ray_wire::layout::{ErrorValue, ERROR_OBJECT_LOST, ERROR_TASK_CANCELLED};
 use ray_wire::{
     id_bytes, ReturnValue, TaskReply, REPLY_ARGUMENT_FAILED, REPLY_CANCELLED, REPLY_EXCEPTION, REPLY_OK,
     REPLY_STALE_INCARNATION, REPLY_STALE_LEASE, REPLY_UNKNOWN_TEMPLATE,
 };
 
+use crate::generators::{item_id, StreamItems};
 use crate::inner::{Inner, State};
 use crate::links::link_state;
 use crate::slot::{lock, Slot, SlotValue, Wake};
 use crate::submit::{PendingTask, TaskSpec};
 use crate::value::{error_value, Contained, InlineValue};
+
+/// Items that an attempt which was given up may have stored without anybody having been told.
+const UNTOLD_ITEMS: u64 = 64;
 
 impl Inner {
     /// A call was answered.
@@ -27,17 +32,25 @@ impl Inner {
         &self,
         state: &mut State,
         link: &Arc<ray_rpc::Link>,
+        correlation: u64,
         task_id: TaskId,
         reply: TaskReply,
         mut payload: Bytes,
     ) {
-        let worker = link_state(link).peer_id.get().copied().unwrap_or(WorkerId::NIL);
-        let Some(task) = state.tasks.get(&task_id) else { return };
+        let said = link_state(link);
+        let worker = said.peer_id.get().copied().unwrap_or(WorkerId::NIL);
+        let node = said.peer.get().map_or(self.node_id, crate::connect::node_of);
+        let Some(task) = state.tasks.get(&task_id).filter(|task| task.push == correlation) else {
+            return self.on_late_reply(state, task_id, &reply, worker, node);
+        };
         let spec = task.spec.clone();
         let actor = spec.actor;
         match reply.status {
             REPLY_STALE_LEASE if actor.is_none() => {
                 // It was not started: another lease, free of charge.
+                if let Some(task) = state.tasks.get_mut(&task_id) {
+                    task.push = 0;
+                }
                 let lease = state.leases.lease_of(&task_id).map(|(lease, _)| lease);
                 let mut commands = Vec::new();
                 if let Some(lease) = lease {
@@ -68,7 +81,7 @@ impl Inner {
                 .get_mut(&actor)
                 .is_some_and(|entry| entry.calls.replied(task_id));
             if !known {
-                return;
+                return self.on_late_reply(state, task_id, &reply, worker, node);
             }
         } else {
             let mut commands = Vec::new();
@@ -87,6 +100,7 @@ impl Inner {
                 task.retries_left -= 1;
             }
             task.attempt += 1;
+            task.push = 0;
             self.relay_retained(state, &reply, worker);
             return self.enqueue(state, task_id);
         }
@@ -101,10 +115,6 @@ impl Inner {
         let Some(task) = state.tasks.remove(&task_id) else {
             return;
         };
-        let node = link_state(link)
-            .peer
-            .get()
-            .map_or(self.node_id, crate::connect::node_of);
         let mut wakes = Vec::new();
         let mut any_stored = false;
         for (index, returned) in reply.returns.iter().enumerate() {
@@ -122,8 +132,9 @@ impl Inner {
         let failure = (reply.status != REPLY_OK)
             .then(|| self.first_failure(state, &spec))
             .flatten();
-        self.end_stream(state, task_id, reply.generator_items, failure);
-        self.end_task(state, task, any_stored);
+        let items = self.end_stream(state, task_id, reply.generator_items, failure.clone());
+        wakes.extend(self.end_items_again(state, &task, failure));
+        self.end_task(state, task, any_stored, items);
         if reply.wants_acknowledgement {
             let mut commands = Vec::new();
             state.refs.returns_read(task_id, worker, &mut commands);
@@ -132,11 +143,85 @@ impl Inner {
         self.deliver(state, wakes);
     }
 
+    /// An attempt that was given up has ended all the same: nobody wants its results, wherever they are.
+    fn on_late_reply(&self, state: &mut State, task_id: TaskId, reply: &TaskReply, worker: WorkerId, node: NodeId) {
+        for (index, returned) in reply.returns.iter().enumerate() {
+            if returned.value.is_none() {
+                self.free_stray(state, task_id, ObjectId::of(task_id, index as u32 + 1), node);
+            }
+        }
+        // What the worker keeps of its arguments is kept from now on by whoever owns it; the holds for us are over.
+        self.relay_retained(state, reply, worker);
+        if reply.wants_acknowledgement {
+            let commands = vec![ReferenceCommand::AcknowledgeReturns { worker, task: task_id }];
+            self.carry_out_references(state, commands);
+        }
+    }
+
+    /// A copy that an attempt which was given up made. While the call is not over, a later attempt may make the same
+    /// object on the same node, so that the copy goes only at the end.
+    pub fn free_stray(&self, state: &mut State, task_id: TaskId, object: ObjectId, node: NodeId) {
+        match state.tasks.get_mut(&task_id) {
+            Some(task) if task.strays.contains(&node) => {}
+            Some(task) => task.strays.push(node),
+            None => {
+                if !self.is_located(state, &object, node) {
+                    self.free_on(state, node, &object);
+                }
+            }
+        }
+    }
+
+    fn is_located(&self, state: &State, object: &ObjectId, node: NodeId) -> bool {
+        state
+            .refs
+            .get(object)
+            .is_some_and(|entry| entry.locations().contains(&node))
+    }
+
+    /// Frees what attempts that were given up may have left behind, now that the call is over.
+    fn free_strays(&self, state: &mut State, task: &PendingTask, items: std::ops::Range<u64>) {
+        let returns = (0..task.spec.returns()).map(|index| task.spec.return_id(index));
+        let items = items.map(|index| item_id(task.spec.task_id, index));
+        let objects: Vec<ObjectId> = returns.chain(items).collect();
+        for node in &task.strays {
+            for object in &objects {
+                if !self.is_located(state, object, *node) {
+                    self.free_on(state, *node, object);
+                }
+            }
+        }
+    }
+
     fn first_failure(&self, state: &State, spec: &TaskSpec) -> Option<Arc<InlineValue>> {
         (0..spec.returns()).find_map(|index| match state.refs.get(&spec.return_id(index))?.value.value() {
             SlotValue::Inline(value) if value.is_failure() => Some(value),
             _ => None,
         })
+    }
+
+    /// A generator that ran again for lost items is over: those that it did not bring are lost for good.
+    fn end_items_again(&self, state: &mut State, task: &PendingTask, failure: Option<Arc<InlineValue>>) -> Vec<Wake> {
+        let mut wakes = Vec::new();
+        for index in 0..task.items_again {
+            let object = item_id(task.spec.task_id, index);
+            if state.refs.get(&object).is_none_or(|entry| entry.value.is_ready()) {
+                continue;
+            }
+            let value = failure.clone().unwrap_or_else(|| {
+                Arc::new(error_value(&ErrorValue {
+                    kind: ERROR_OBJECT_LOST,
+                    message: format!(
+                        "object {object} is lost: {} ran again to make it and did not yield its item {index} this time",
+                        task.spec.template.message.function_name
+                    ),
+                    object_id: id_bytes(object.as_bytes()),
+                    ..ErrorValue::default()
+                }))
+            });
+            wakes.extend(self.set_value(state, object, SlotValue::Inline(value)));
+        }
+        wakes
     }
 
     /// The worker did not know the template's number: send the call again, with it.
@@ -148,8 +233,12 @@ impl Inner {
                 None => return,
             },
         };
-        let attempt = state.tasks.get(&task_id).map_or(0, |task| task.attempt);
         let correlation = self.correlation();
+        let Some(task) = state.tasks.get_mut(&task_id) else {
+            return;
+        };
+        task.push = correlation;
+        let attempt = task.attempt;
         let (message, payload) = self.push_message(state, spec, Some(link), lease, sequence, incarnation, attempt);
         let entry = crate::inner::PendingEntry {
             what: crate::inner::Pending::Task(task_id),
@@ -291,12 +380,26 @@ impl Inner {
     }
 
     /// A call ends here: its arguments lose their counts, its specification is kept where its returns may be lost.
-    pub fn end_task(&self, state: &mut State, task: PendingTask, any_stored: bool) {
+    pub fn end_task(&self, state: &mut State, task: PendingTask, any_stored: bool, items: StreamItems) {
+        if !task.strays.is_empty() {
+            // How many items a lost attempt had stored and not yet told of is not known; few are ever under way.
+            let untold = if task.spec.template.message.num_returns < 0 {
+                items.seen..items.seen + UNTOLD_ITEMS
+            } else {
+                0..0
+            };
+            self.free_strays(state, &task, untold);
+        }
+        let items_seen = items.seen.max(task.items_again);
+        let any_stored = any_stored || items.any_stored || task.items_again > 0;
         let spec = task.spec;
         let mut commands = Vec::new();
         if any_stored && spec.actor.is_none() && spec.template.message.max_retries != 0 {
-            let live = (0..spec.returns())
-                .filter(|index| state.refs.get(&spec.return_id(*index)).is_some())
+            let returns = (0..spec.returns()).map(|index| spec.return_id(index));
+            let items = (0..items_seen).map(|index| item_id(spec.task_id, index));
+            let live = returns
+                .chain(items)
+                .filter(|object| state.refs.get(object).is_some())
                 .count();
             for object in &spec.pinned {
                 state.refs.add_lineage(object);
@@ -308,7 +411,7 @@ impl Inner {
                 spec.bytes(),
                 task.retries_left,
             );
-            state.lineage_specs.insert(spec.task_id, spec.clone());
+            state.lineage_specs.insert(spec.task_id, (spec.clone(), items_seen));
             self.drop_lineage(state, dropped);
         }
         for object in &spec.pinned {
@@ -339,8 +442,9 @@ impl Inner {
             let object = spec.return_id(index);
             wakes.extend(self.set_value(state, object, SlotValue::Inline(value.clone())));
         }
-        self.end_stream(state, task_id, 0, Some(value));
-        self.end_task(state, task, false);
+        let items = self.end_stream(state, task_id, 0, Some(value.clone()));
+        wakes.extend(self.end_items_again(state, &task, Some(value)));
+        self.end_task(state, task, false, items);
         self.deliver(state, wakes);
     }
 

@@ -261,10 +261,13 @@ impl Inner {
         sequence: u64,
         incarnation: u64,
     ) {
-        let Some(task) = state.tasks.get(&task_id) else { return };
+        let correlation = self.correlation();
+        let Some(task) = state.tasks.get_mut(&task_id) else {
+            return;
+        };
+        task.push = correlation;
         let spec = task.spec.clone();
         let attempt = task.attempt;
-        let correlation = self.correlation();
         let (message, payload) = self.push_message(state, &spec, Some(link), lease_id, sequence, incarnation, attempt);
         state.pending.insert(
             correlation,

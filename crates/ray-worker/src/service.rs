@@ -46,13 +46,14 @@ impl WorkerService {
                     ..
                 }) = state.pending.remove(&correlation)
                 {
-                    core.on_task_reply(&mut state, link, task, reply, payload);
+                    core.on_task_reply(&mut state, link, correlation, task, reply, payload);
                 }
                 Ok(())
             }
             kinds::GENERATOR_ITEM => {
                 let item = decode("GeneratorItem", header)?;
-                self.core.on_generator_item(&mut core.lock(), link, item, payload)
+                self.core
+                    .on_generator_item(&mut core.lock(), link, correlation, item, payload)
             }
             kinds::GENERATOR_CONSUMED => {
                 let message: GeneratorConsumed = decode("GeneratorConsumed", header)?;
@@ -421,7 +422,10 @@ impl WorkerService {
                 ..
             }) = state.pending.remove(&correlation)
             {
-                tasks.push(task);
+                if let Some(pending) = state.tasks.get_mut(&task).filter(|pending| pending.push == correlation) {
+                    pending.push = 0;
+                    tasks.push(task);
+                }
             }
         }
         let Some(worker) = link_state(link).peer_id.get().copied() else {

@@ -94,6 +94,38 @@ pub(crate) struct PendingTask {
     pub cancelled: bool,
     /// Why the last attempt failed.
     pub cause: Option<DeathCause>,
+    /// The correlation of the push whose answer counts; 0 while none is under way. Whatever else is said of the call is
+    /// of an attempt that was given up.
+    pub push: u64,
+    /// Nodes where a given-up attempt may have stored results that nobody was told of.
+    pub strays: Vec<NodeId>,
+    /// The call runs again for lost items of a generator whose stream is over; it had so many.
+    pub items_again: u64,
+}
+
+impl PendingTask {
+    pub fn new(spec: Arc<TaskSpec>, unresolved: usize, attempt: u32, retries_left: i32) -> Self {
+        Self {
+            spec,
+            unresolved,
+            attempt,
+            retries_left,
+            cancelled: false,
+            cause: None,
+            push: 0,
+            strays: Vec::new(),
+            items_again: 0,
+        }
+    }
+
+    /// The push under way is given up: its answer counts no more, and what it may have stored on the node is freed when
+    /// the call is over.
+    pub fn give_up_push(&mut self, node: Option<NodeId>) {
+        self.push = 0;
+        if let Some(node) = node.filter(|node| !self.strays.contains(node)) {
+            self.strays.push(node);
+        }
+    }
 }
 
 impl CoreWorker {
@@ -284,14 +316,7 @@ impl Inner {
             }
         }
         let ready = unresolved == 0;
-        let task = PendingTask {
-            spec,
-            unresolved,
-            attempt,
-            retries_left,
-            cancelled: false,
-            cause: None,
-        };
+        let task = PendingTask::new(spec, unresolved, attempt, retries_left);
         let (actor, group) = (task.spec.actor, task.spec.template.message.concurrency_group.clone());
         state.tasks.insert(task_id, task);
         match actor {
