@@ -9,6 +9,8 @@ use std::num::NonZeroUsize;
 
 /// Copies shorter than this stay on the caller's thread.
 pub const PARALLEL_COPY_BYTES: usize = 8 << 20;
+/// Longer copies go around the caches, which they would only flush.
+const STREAM_BYTES: usize = 8 << 20;
 const MAX_COPY_THREADS: usize = 4;
 
 /// Copies `source` into `destination`, which must be as long, with several threads where that is faster.
@@ -34,8 +36,13 @@ fn copy_with_threads(destination: &mut [u8], source: &[u8], threads: usize) {
         source.len(),
         "source and destination have the same length"
     );
+    let copy_part = if source.len() > STREAM_BYTES {
+        crate::stream::copy
+    } else {
+        <[u8]>::copy_from_slice
+    };
     if threads <= 1 {
-        destination.copy_from_slice(source);
+        copy_part(destination, source);
         return;
     }
     // Whole pages, so that two threads never fault in the same one.
@@ -44,7 +51,7 @@ fn copy_with_threads(destination: &mut [u8], source: &[u8], threads: usize) {
         let mut parts = destination.chunks_mut(part).zip(source.chunks(part));
         let own = parts.next();
         for (to, from) in parts {
-            let copy = move || to.copy_from_slice(from);
+            let copy = move || copy_part(to, from);
             if std::thread::Builder::new()
                 .name("store-copy".into())
                 .spawn_scoped(scope, copy)
@@ -54,13 +61,13 @@ fn copy_with_threads(destination: &mut [u8], source: &[u8], threads: usize) {
             }
         }
         if let Some((to, from)) = own {
-            to.copy_from_slice(from);
+            copy_part(to, from);
         }
         true
     });
     if !all_started {
         // The part whose thread could not be started went with its closure, so the whole is copied here.
-        destination.copy_from_slice(source);
+        copy_part(destination, source);
     }
 }
 

@@ -51,6 +51,7 @@ mod local;
 mod mapping;
 mod ranges;
 mod server;
+mod stream;
 
 #[cfg(all(test, not(loom)))]
 mod kill_tests;
