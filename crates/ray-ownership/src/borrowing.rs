@@ -7,22 +7,16 @@
 
 use ray_ids::{ObjectId, TaskId, WorkerId};
 
-use crate::entry::{Cover, Entry, Kind, ReferenceCommand, Registration};
+use crate::entry::{Borrowed, Cover, Entry, Kind, ReferenceCommand, Registration};
 use crate::references::ReferenceTable;
 
 impl<V: Default> ReferenceTable<V> {
     /// Whether an `AddBorrower` of this process for the object is unanswered: a constructor's end is told only after that.
     pub fn is_registering(&self, object: &ObjectId) -> bool {
-        matches!(
-            self.entries.get(object),
-            Some(Entry {
-                kind: Kind::Borrowed {
-                    registration: Registration::Pending,
-                    ..
-                },
-                ..
-            })
-        )
+        self.entries
+            .get(object)
+            .and_then(Entry::borrowed)
+            .is_some_and(|borrowed| borrowed.registration == Registration::Pending)
     }
 
     /// A reference arrived in this process; counts it once as local.
@@ -46,10 +40,10 @@ impl<V: Default> ReferenceTable<V> {
         if let Some(entry) = self.entries.get_mut(&object) {
             entry.local += 1;
             let needs_registration = match (&mut entry.kind, cover) {
-                (Kind::Borrowed { registration, .. }, Cover::Outer(_) | Cover::Return { .. })
-                    if *registration == Registration::Covered =>
+                (Kind::Borrowed(borrowed), Cover::Outer(_) | Cover::Return { .. })
+                    if borrowed.registration == Registration::Covered =>
                 {
-                    *registration = Registration::Pending;
+                    borrowed.registration = Registration::Pending;
                     true
                 }
                 _ => false,
@@ -67,23 +61,14 @@ impl<V: Default> ReferenceTable<V> {
                 Cover::Task(_) => Registration::Covered,
                 _ => Registration::Pending,
             };
-            self.entries.insert(
-                object,
-                Entry {
-                    value,
-                    local: 1,
-                    submitted: 0,
-                    contained: 0,
-                    holds: 0,
-                    contains: Vec::new(),
-                    kind: Kind::Borrowed {
-                        owner,
-                        generation,
-                        registration,
-                        owner_dead: lost,
-                    },
-                },
-            );
+            let borrowed = Borrowed {
+                owner,
+                generation,
+                registration,
+                owner_dead: lost,
+            };
+            self.entries
+                .insert(object, Entry::new(value, Kind::Borrowed(Box::new(borrowed))));
             self.owned_by.entry(owner).or_default().insert(object);
             self.watch(owner, commands);
             if lost {
@@ -97,30 +82,22 @@ impl<V: Default> ReferenceTable<V> {
     }
 
     pub(crate) fn send_registration(&mut self, object: ObjectId, commands: &mut Vec<ReferenceCommand>) {
-        if let Some(Entry {
-            kind: Kind::Borrowed { owner, generation, .. },
-            ..
-        }) = self.entries.get(&object)
-        {
+        if let Some(borrowed) = self.entries.get(&object).and_then(Entry::borrowed) {
             commands.push(ReferenceCommand::AddBorrower {
-                owner: *owner,
+                owner: borrowed.owner,
                 object,
                 borrower: self.me,
-                generation: *generation,
+                generation: borrowed.generation,
             });
         }
     }
 
     /// Notes what stands in for the owner's count meanwhile.
     pub(crate) fn protect(&mut self, object: ObjectId, cover: Cover) {
-        let Some(Entry {
-            kind: Kind::Borrowed { registration, .. },
-            ..
-        }) = self.entries.get(&object)
-        else {
+        let Some(borrowed) = self.entries.get(&object).and_then(Entry::borrowed) else {
             return;
         };
-        match (cover, *registration) {
+        match (cover, borrowed.registration) {
             (Cover::Task(task), Registration::Covered) => {
                 self.covered.entry(task).or_default().push(object);
                 *self.cover_counts.entry(object).or_default() += 1;
@@ -155,18 +132,9 @@ impl<V: Default> ReferenceTable<V> {
             }
             return;
         }
-        if let Some(Entry {
-            kind:
-                Kind::Borrowed {
-                    generation: current,
-                    registration,
-                    ..
-                },
-            ..
-        }) = self.entries.get_mut(&object)
-        {
-            if *current == generation && *registration == Registration::Pending {
-                *registration = Registration::Registered;
+        if let Some(borrowed) = self.entries.get_mut(&object).and_then(Entry::borrowed_mut) {
+            if borrowed.generation == generation && borrowed.registration == Registration::Pending {
+                borrowed.registration = Registration::Registered;
                 self.registration_settled(object, commands);
             }
         }
@@ -220,18 +188,18 @@ impl<V: Default> ReferenceTable<V> {
         let Some(entry) = self.entries.get_mut(&object) else {
             return;
         };
-        match entry.kind {
-            Kind::Owned { .. } => {
+        match &entry.kind {
+            Kind::Owned(_) => {
                 self.add_borrower(object, borrower, generation, commands);
             }
             // A dead owner would never answer, and what this process keeps of its own call it counts already.
-            Kind::Borrowed { owner_dead: true, .. } => {}
-            Kind::Borrowed { .. } if borrower == self.me => {}
-            Kind::Borrowed { owner, .. } => {
+            Kind::Borrowed(borrowed) if borrowed.owner_dead => {}
+            Kind::Borrowed(_) if borrower == self.me => {}
+            Kind::Borrowed(borrowed) => {
                 if self.relays.insert((object, borrower, generation)) {
                     entry.holds += 1;
                     commands.push(ReferenceCommand::AddBorrower {
-                        owner,
+                        owner: borrowed.owner,
                         object,
                         borrower,
                         generation,
@@ -252,31 +220,23 @@ impl<V: Default> ReferenceTable<V> {
         if borrower == self.me {
             return self.entries.contains_key(&object);
         }
-        let Some(Entry {
-            kind:
-                Kind::Owned {
-                    borrowers,
-                    released,
-                    freed,
-                    ..
-                },
-            ..
-        }) = self.entries.get_mut(&object)
-        else {
+        let Some(owned) = self.entries.get_mut(&object).and_then(Entry::owned_mut) else {
             return false;
         };
-        if *freed {
+        if owned.freed {
             return false;
         }
-        if released
+        let details = owned.details_mut();
+        if details
+            .released
             .iter()
             .any(|(who, until)| *who == borrower && generation <= *until)
         {
             return true;
         }
-        match borrowers.iter_mut().find(|(who, _)| *who == borrower) {
+        match details.borrowers.iter_mut().find(|(who, _)| *who == borrower) {
             Some((_, current)) => *current = (*current).max(generation),
-            None => borrowers.push((borrower, generation)),
+            None => details.borrowers.push((borrower, generation)),
         }
         self.borrowed_by.entry(borrower).or_default().insert(object);
         self.watch(borrower, commands);
@@ -291,22 +251,19 @@ impl<V: Default> ReferenceTable<V> {
         generation: u64,
         commands: &mut Vec<ReferenceCommand>,
     ) {
-        let Some(Entry {
-            kind: Kind::Owned {
-                borrowers, released, ..
-            },
-            ..
-        }) = self.entries.get_mut(&object)
-        else {
+        let Some(owned) = self.entries.get_mut(&object).and_then(Entry::owned_mut) else {
             return;
         };
-        match released.iter_mut().find(|(who, _)| *who == borrower) {
+        let details = owned.details_mut();
+        match details.released.iter_mut().find(|(who, _)| *who == borrower) {
             Some((_, until)) => *until = (*until).max(generation),
-            None => released.push((borrower, generation)),
+            None => details.released.push((borrower, generation)),
         }
-        let before = borrowers.len();
-        borrowers.retain(|(who, current)| *who != borrower || *current > generation);
-        if borrowers.len() != before {
+        let before = details.borrowers.len();
+        details
+            .borrowers
+            .retain(|(who, current)| *who != borrower || *current > generation);
+        if details.borrowers.len() != before {
             if let Some(objects) = self.borrowed_by.get_mut(&borrower) {
                 objects.remove(&object);
                 if objects.is_empty() {
@@ -363,19 +320,10 @@ impl<V: Default> ReferenceTable<V> {
                 }
                 self.cover_counts.remove(&object);
             }
-            let Some(entry) = self.entries.get_mut(&object) else {
-                continue;
-            };
-            if let Kind::Borrowed {
-                owner,
-                generation,
-                registration,
-                ..
-            } = &mut entry.kind
-            {
-                if *registration == Registration::Covered {
-                    *registration = Registration::Registered;
-                    retained.push((object, *owner, *generation));
+            if let Some(borrowed) = self.entries.get_mut(&object).and_then(Entry::borrowed_mut) {
+                if borrowed.registration == Registration::Covered {
+                    borrowed.registration = Registration::Registered;
+                    retained.push((object, borrowed.owner, borrowed.generation));
                 }
             }
         }
@@ -399,18 +347,9 @@ impl<V: Default> ReferenceTable<V> {
         self.return_acknowledgements
             .retain(|_, acknowledgement| acknowledgement.worker != worker);
         for object in self.owned_by.get(&worker).cloned().unwrap_or_default() {
-            if let Some(Entry {
-                kind:
-                    Kind::Borrowed {
-                        owner_dead,
-                        registration,
-                        ..
-                    },
-                ..
-            }) = self.entries.get_mut(&object)
-            {
-                *owner_dead = true;
-                *registration = Registration::Registered;
+            if let Some(borrowed) = self.entries.get_mut(&object).and_then(Entry::borrowed_mut) {
+                borrowed.owner_dead = true;
+                borrowed.registration = Registration::Registered;
                 commands.push(ReferenceCommand::OwnerDied { object });
             }
             // No answer will come of this owner: whoever waits for one is let go.

@@ -2,7 +2,10 @@
 //!
 //! It refuses nothing by itself: `references` keeps the invariants; this file names the states.
 //!
-//! Invariant: 1. A borrowed entry's generation never changes; a reference that comes again after its end gets a new one.
+//! Invariants:
+//! 1. A borrowed entry's generation never changes; a reference that comes again after its end gets a new one.
+//! 2. What few objects have lies behind a pointer: a program holds millions of entries, and nearly all of them are counts
+//!    and nothing else.
 
 use ray_ids::{NodeId, ObjectId, TaskId, WorkerId};
 
@@ -55,24 +58,58 @@ pub(crate) enum Registration {
     Registered,
 }
 
+/// What few owned objects have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Details {
+    /// Who borrows, with the generation of the borrow.
+    pub(crate) borrowers: Vec<(WorkerId, u64)>,
+    /// Generations that were released, some perhaps before they were added.
+    pub(crate) released: Vec<(WorkerId, u64)>,
+    pub(crate) locations: Vec<NodeId>,
+    /// References inside this object that it counts.
+    pub(crate) contains: Vec<ObjectId>,
+}
+
+/// An object of this process.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Owned {
+    pub(crate) details: Option<Box<Details>>,
+    /// Retained specifications of tasks that have this object as an argument.
+    pub(crate) lineage_count: u32,
+    pub(crate) freed: bool,
+}
+
+impl Owned {
+    pub(crate) fn details_mut(&mut self) -> &mut Details {
+        self.details.get_or_insert_default()
+    }
+
+    pub(crate) fn borrowers(&self) -> &[(WorkerId, u64)] {
+        self.details.as_ref().map_or(&[], |details| &details.borrowers)
+    }
+
+    pub(crate) fn locations(&self) -> &[NodeId] {
+        self.details.as_ref().map_or(&[], |details| &details.locations)
+    }
+
+    pub(crate) fn contains(&self) -> &[ObjectId] {
+        self.details.as_ref().map_or(&[], |details| &details.contains)
+    }
+}
+
+/// An object of another process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Borrowed {
+    pub(crate) owner: WorkerId,
+    pub(crate) generation: u64,
+    pub(crate) registration: Registration,
+    pub(crate) owner_dead: bool,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
-    Owned {
-        /// Who borrows, with the generation of the borrow.
-        borrowers: Vec<(WorkerId, u64)>,
-        /// Generations that were released, some perhaps before they were added.
-        released: Vec<(WorkerId, u64)>,
-        locations: Vec<NodeId>,
-        /// Retained specifications of tasks that have this object as an argument.
-        lineage_count: u32,
-        freed: bool,
-    },
-    Borrowed {
-        owner: WorkerId,
-        generation: u64,
-        registration: Registration,
-        owner_dead: bool,
-    },
+    Owned(Owned),
+    Borrowed(Box<Borrowed>),
 }
 
 /// One object's counts, and the shell's slot for its value.
@@ -84,48 +121,88 @@ pub struct Entry<V> {
     pub(crate) submitted: u32,
     pub(crate) contained: u32,
     pub(crate) holds: u32,
-    /// References inside this object that it counts.
-    pub(crate) contains: Vec<ObjectId>,
     pub(crate) kind: Kind,
 }
 
 impl<V> Entry<V> {
+    /// An entry with one local count.
+    pub(crate) fn new(value: V, kind: Kind) -> Self {
+        Self {
+            value,
+            local: 1,
+            submitted: 0,
+            contained: 0,
+            holds: 0,
+            kind,
+        }
+    }
+
+    pub(crate) fn owned(&self) -> Option<&Owned> {
+        match &self.kind {
+            Kind::Owned(owned) => Some(owned),
+            Kind::Borrowed(_) => None,
+        }
+    }
+
+    pub(crate) fn owned_mut(&mut self) -> Option<&mut Owned> {
+        match &mut self.kind {
+            Kind::Owned(owned) => Some(owned),
+            Kind::Borrowed(_) => None,
+        }
+    }
+
+    pub(crate) fn borrowed(&self) -> Option<&Borrowed> {
+        match &self.kind {
+            Kind::Borrowed(borrowed) => Some(borrowed),
+            Kind::Owned(_) => None,
+        }
+    }
+
+    pub(crate) fn borrowed_mut(&mut self) -> Option<&mut Borrowed> {
+        match &mut self.kind {
+            Kind::Borrowed(borrowed) => Some(borrowed),
+            Kind::Owned(_) => None,
+        }
+    }
+
     pub(crate) fn counted(&self) -> bool {
         self.local > 0 || self.submitted > 0 || self.contained > 0 || self.holds > 0
     }
 
     /// Whether this process owns the object.
     pub fn is_owned(&self) -> bool {
-        matches!(self.kind, Kind::Owned { .. })
+        self.owned().is_some()
     }
 
     /// The owner, for a borrowed object.
     pub fn borrowed_owner(&self) -> Option<WorkerId> {
-        match self.kind {
-            Kind::Borrowed { owner, .. } => Some(owner),
-            Kind::Owned { .. } => None,
-        }
+        self.borrowed().map(|borrowed| borrowed.owner)
     }
 
     /// Whether the owner of a borrowed object is known to be dead.
     pub fn owner_is_dead(&self) -> bool {
-        matches!(self.kind, Kind::Borrowed { owner_dead: true, .. })
+        self.borrowed().is_some_and(|borrowed| borrowed.owner_dead)
     }
 
     /// Nodes known to have a copy of an owned object.
     pub fn locations(&self) -> &[NodeId] {
-        match &self.kind {
-            Kind::Owned { locations, .. } => locations,
-            Kind::Borrowed { .. } => &[],
-        }
+        self.owned().map_or(&[], Owned::locations)
     }
 
     /// (local, submitted, contained, holds, borrowers), for `ray memory`.
     pub fn counts(&self) -> (u32, u32, u32, u32, usize) {
-        let borrowers = match &self.kind {
-            Kind::Owned { borrowers, .. } => borrowers.len(),
-            Kind::Borrowed { .. } => 0,
-        };
+        let borrowers = self.owned().map_or(0, |owned| owned.borrowers().len());
         (self.local, self.submitted, self.contained, self.holds, borrowers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_small() {
+        // A million queued calls have a million entries, in a table that may be half empty.
+        assert!(std::mem::size_of::<Entry<usize>>() <= 40);
     }
 }

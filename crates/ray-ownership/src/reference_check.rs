@@ -7,7 +7,7 @@
 use ray_ids::ObjectId;
 use rustc_hash::FxHashMap;
 
-use crate::entry::Kind;
+use crate::entry::{Kind, Owned};
 use crate::references::ReferenceTable;
 
 impl<V: Default> ReferenceTable<V> {
@@ -15,7 +15,7 @@ impl<V: Default> ReferenceTable<V> {
     pub fn validate(&self) -> Result<(), String> {
         let mut contained: FxHashMap<ObjectId, u32> = FxHashMap::default();
         for entry in self.entries.values() {
-            for inner in &entry.contains {
+            for inner in entry.owned().map_or(&[][..], Owned::contains) {
                 *contained.entry(*inner).or_default() += 1;
             }
         }
@@ -28,14 +28,10 @@ impl<V: Default> ReferenceTable<V> {
                 ));
             }
             match &entry.kind {
-                Kind::Owned {
-                    borrowers,
-                    lineage_count,
-                    freed,
-                    ..
-                } => {
+                Kind::Owned(owned) => {
+                    let borrowers = owned.borrowers();
                     let live = entry.counted() || !borrowers.is_empty();
-                    let kept_for_lineage = *freed && *lineage_count > 0;
+                    let kept_for_lineage = owned.freed && owned.lineage_count > 0;
                     if !live && !kept_for_lineage {
                         return Err(format!("{object:?} is owned, uncounted, and was not freed"));
                     }
@@ -49,7 +45,8 @@ impl<V: Default> ReferenceTable<V> {
                         }
                     }
                 }
-                Kind::Borrowed { owner, .. } => {
+                Kind::Borrowed(borrowed) => {
+                    let owner = &borrowed.owner;
                     if !entry.counted() {
                         return Err(format!("{object:?} is borrowed and uncounted"));
                     }

@@ -21,7 +21,7 @@ use ray_ids::{NodeId, ObjectId, TaskId, WorkerId};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 pub use crate::entry::{Cover, Entry, ReferenceCommand};
-use crate::entry::{Kind, Registration};
+use crate::entry::{Kind, Owned, Registration};
 
 #[derive(Debug, Default)]
 pub(crate) struct ReturnAcknowledgement {
@@ -121,30 +121,14 @@ impl<V: Default> ReferenceTable<V> {
 
     /// A new object of ours (a put, or a return of a task being submitted), with one local count.
     pub fn own(&mut self, object: ObjectId, value: V) {
-        self.entries.insert(
-            object,
-            Entry {
-                value,
-                local: 1,
-                submitted: 0,
-                contained: 0,
-                holds: 0,
-                contains: Vec::new(),
-                kind: Kind::Owned {
-                    borrowers: Vec::new(),
-                    released: Vec::new(),
-                    locations: Vec::new(),
-                    lineage_count: 0,
-                    freed: false,
-                },
-            },
-        );
+        self.entries
+            .insert(object, Entry::new(value, Kind::Owned(Owned::default())));
     }
 
     /// The owned object holds these references until it is freed. References not ours must be borrowed already; one that
     /// is not counted here is left out.
     pub fn contain(&mut self, outer: ObjectId, inner: &[ObjectId]) {
-        if !self.entries.contains_key(&outer) {
+        if inner.is_empty() || !self.entries.get(&outer).is_some_and(Entry::is_owned) {
             return;
         }
         let mut counted = Vec::with_capacity(inner.len());
@@ -154,8 +138,10 @@ impl<V: Default> ReferenceTable<V> {
                 counted.push(*object);
             }
         }
-        if let Some(entry) = self.entries.get_mut(&outer) {
-            entry.contains.extend_from_slice(&counted);
+        if let Some(owned) = self.entries.get_mut(&outer).and_then(Entry::owned_mut) {
+            let contains = &mut owned.details_mut().contains;
+            contains.reserve_exact(counted.len());
+            contains.extend_from_slice(&counted);
         }
     }
 
@@ -218,17 +204,12 @@ impl<V: Default> ReferenceTable<V> {
 
     /// A node has a copy of an owned object. Returns false where the object is gone: free that copy.
     pub fn add_location(&mut self, object: &ObjectId, node: NodeId) -> bool {
-        match self.entries.get_mut(object) {
-            Some(Entry {
-                kind:
-                    Kind::Owned {
-                        locations,
-                        freed: false,
-                        ..
-                    },
-                ..
-            }) => {
+        match self.entries.get_mut(object).and_then(Entry::owned_mut) {
+            Some(owned) if !owned.freed => {
+                let locations = &mut owned.details_mut().locations;
                 if !locations.contains(&node) {
+                    // Most objects have one copy for ever.
+                    locations.reserve_exact(1);
                     locations.push(node);
                 }
                 true
@@ -239,61 +220,39 @@ impl<V: Default> ReferenceTable<V> {
 
     /// A node has no copy of an owned object (any more). Returns how many copies are left.
     pub fn remove_location(&mut self, object: &ObjectId, node: NodeId) -> usize {
-        match self.entries.get_mut(object) {
-            Some(Entry {
-                kind: Kind::Owned { locations, .. },
-                ..
-            }) => {
-                locations.retain(|location| *location != node);
-                locations.len()
-            }
-            _ => 0,
-        }
+        let owned = self.entries.get_mut(object).and_then(Entry::owned_mut);
+        owned.and_then(|owned| owned.details.as_mut()).map_or(0, |details| {
+            details.locations.retain(|location| *location != node);
+            details.locations.len()
+        })
     }
 
     /// A retained task specification has this object as an argument.
     pub fn add_lineage(&mut self, object: &ObjectId) {
-        if let Some(Entry {
-            kind: Kind::Owned { lineage_count, .. },
-            ..
-        }) = self.entries.get_mut(object)
-        {
-            *lineage_count += 1;
+        if let Some(owned) = self.entries.get_mut(object).and_then(Entry::owned_mut) {
+            owned.lineage_count += 1;
         }
     }
 
     /// That specification was dropped.
     pub fn remove_lineage(&mut self, object: &ObjectId, commands: &mut Vec<ReferenceCommand>) {
-        if let Some(Entry {
-            kind: Kind::Owned { lineage_count, .. },
-            ..
-        }) = self.entries.get_mut(object)
-        {
-            *lineage_count = lineage_count.saturating_sub(1);
+        if let Some(owned) = self.entries.get_mut(object).and_then(Entry::owned_mut) {
+            owned.lineage_count = owned.lineage_count.saturating_sub(1);
             self.settle(*object, commands);
         }
     }
 
     /// Whether the value was freed while the entry stays for lineage.
     pub fn is_freed(&self, object: &ObjectId) -> bool {
-        match self.entries.get(object) {
-            Some(Entry {
-                kind: Kind::Owned { freed, .. },
-                ..
-            }) => *freed,
-            Some(_) => false,
-            None => true,
-        }
+        self.entries
+            .get(object)
+            .is_none_or(|entry| entry.owned().is_some_and(|owned| owned.freed))
     }
 
     /// Lineage makes a freed value again: it counts as live until it is settled next.
     pub fn revive(&mut self, object: &ObjectId) {
-        if let Some(Entry {
-            kind: Kind::Owned { freed, .. },
-            ..
-        }) = self.entries.get_mut(object)
-        {
-            *freed = false;
+        if let Some(owned) = self.entries.get_mut(object).and_then(Entry::owned_mut) {
+            owned.freed = false;
         }
     }
 
@@ -320,28 +279,30 @@ impl<V: Default> ReferenceTable<V> {
             return;
         }
         match &mut entry.kind {
-            Kind::Owned {
-                borrowers,
-                locations,
-                lineage_count,
-                freed,
-                ..
-            } => {
-                if !borrowers.is_empty() {
+            Kind::Owned(owned) => {
+                if !owned.borrowers().is_empty() {
                     return;
                 }
-                if !*freed {
-                    *freed = true;
+                let mut details = owned.details.take();
+                if !owned.freed {
+                    owned.freed = true;
                     commands.push(ReferenceCommand::FreeValue {
                         object,
-                        nodes: std::mem::take(locations),
+                        nodes: details
+                            .as_mut()
+                            .map(|details| std::mem::take(&mut details.locations))
+                            .unwrap_or_default(),
                     });
                 }
-                let drop_entry = *lineage_count == 0;
-                let inner = std::mem::take(&mut entry.contains);
-                if drop_entry {
+                let inner = details
+                    .as_mut()
+                    .map(|details| std::mem::take(&mut details.contains))
+                    .unwrap_or_default();
+                if owned.lineage_count == 0 {
                     self.entries.remove(&object);
                     commands.push(ReferenceCommand::ReleaseLineage { object });
+                } else {
+                    owned.details = details;
                 }
                 for contained in inner {
                     if let Some(entry) = self.entries.get_mut(&contained) {
@@ -350,13 +311,13 @@ impl<V: Default> ReferenceTable<V> {
                     }
                 }
             }
-            Kind::Borrowed {
-                owner,
-                generation,
-                registration,
-                owner_dead,
-            } => {
-                let (owner, generation, registration, owner_dead) = (*owner, *generation, *registration, *owner_dead);
+            Kind::Borrowed(borrowed) => {
+                let (owner, generation, registration, owner_dead) = (
+                    borrowed.owner,
+                    borrowed.generation,
+                    borrowed.registration,
+                    borrowed.owner_dead,
+                );
                 // The end may be told before the beginning was acknowledged: the owner orders them by generation.
                 self.entries.remove(&object);
                 if let Some(objects) = self.owned_by.get_mut(&owner) {

@@ -155,8 +155,8 @@ fn handle_value() -> InlineValue {
     InlineValue {
         format: ray_wire::layout::FORMAT_NONE,
         inband: Bytes::new(),
-        buffers: Vec::new(),
-        contained: Vec::new(),
+        buffers: Box::default(),
+        contained: Box::default(),
     }
 }
 
@@ -192,7 +192,7 @@ impl CoreWorker {
             entry.owned = true;
             entry.detached = options.detached;
             entry.class_name.clone_from(&options.class_name);
-            entry.creation_pins.clone_from(&spec.pinned);
+            entry.creation_pins = spec.pinned.to_vec();
             entry.creation = Some(Box::new(ActorCreation {
                 owner: Some(self.0.me.clone()),
                 resources: amounts(&options.resources),
@@ -413,7 +413,7 @@ impl Inner {
             .references
             .iter()
             .map(|reference| reference.object)
-            .chain(spec.values_reference)
+            .chain(spec.values_reference.as_deref().copied())
             .collect();
         for object in dependencies {
             if self.await_value(state, object, crate::slot::Wake::Task(task_id)) {

@@ -147,8 +147,7 @@ impl Inner {
         if entry.value.is_ready() && matches!(entry.value.value(), SlotValue::Inline(_)) {
             return;
         }
-        let wakes = self.set_value(state, object, SlotValue::Inline(Arc::new(error_value(&error))));
-        self.deliver(state, wakes);
+        self.set_and_tell(state, object, SlotValue::Inline(Arc::new(error_value(&error))));
     }
 
     fn free_value(&self, state: &mut State, object: ObjectId, nodes: &[NodeId]) {
@@ -255,14 +254,9 @@ impl Inner {
         let Some(owner) = state.refs.get(&object).and_then(|entry| entry.borrowed_owner()) else {
             return;
         };
-        {
-            let mut inner = slot.lock();
-            if inner.asked {
-                return;
-            }
-            inner.asked = true;
+        if slot.note_asked() {
+            self.ask_owner(state, object, owner);
         }
-        self.ask_owner(state, object, owner);
     }
 
     /// Asks the owner of a borrowed object for its value.
@@ -354,7 +348,7 @@ impl Inner {
             Some((SlotValue::Stored { bytes, locations }, nodes)) => {
                 status.status = STATUS_STORED;
                 status.stored_bytes = bytes;
-                status.locations = locations;
+                status.locations = locations.map(|locations| locations.to_vec()).unwrap_or_default();
                 status
                     .locations
                     .extend(nodes.iter().filter_map(|node| state.nodes.get(node).cloned()));
@@ -390,7 +384,7 @@ impl Inner {
                 }
                 SlotValue::Stored {
                     bytes: status.stored_bytes,
-                    locations: status.locations,
+                    locations: Some(Arc::new(status.locations)),
                 }
             }
             _ => SlotValue::Inline(Arc::new(error_value(&ErrorValue {
@@ -400,8 +394,7 @@ impl Inner {
                 ..ErrorValue::default()
             }))),
         };
-        let wakes = self.set_value(state, object, value);
-        self.deliver(state, wakes);
+        self.set_and_tell(state, object, value);
         Ok(())
     }
 }

@@ -257,6 +257,7 @@ impl CoreWorker {
                 nodes,
                 pending: FxHashMap::default(),
                 streams: FxHashMap::default(),
+                last_return: None,
                 fetches: FxHashMap::default(),
                 fetch_failures: FxHashMap::default(),
                 ready: Default::default(),

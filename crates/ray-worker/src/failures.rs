@@ -34,7 +34,7 @@ impl WorkerService {
         let node = state.leases.lease(&lease).map(|lease| lease.node);
         for task in state.leases.pushed_under(&lease) {
             if let Some(task) = state.tasks.get_mut(&task) {
-                task.cause.clone_from(&cause);
+                task.trouble_mut().cause.clone_from(&cause);
                 task.give_up_push(node.filter(|_| !died_with_node));
             }
         }

@@ -287,7 +287,8 @@ impl Inner {
             return self.on_item_again(state, object, &returned, &mut payload, (task, worker, node));
         }
         let reference = self.own_item(state, object);
-        let wakes = self.accept_return(state, object, &returned, &mut payload, task, worker, node)?;
+        let mut wakes = Vec::new();
+        self.accept_return(state, object, &returned, &mut payload, task, worker, node, &mut wakes)?;
         self.deliver(state, wakes);
         stream.arrived(item.index, reference);
         Ok(())
@@ -307,7 +308,8 @@ impl Inner {
             entry.is_owned() && (lost || !entry.value.is_ready())
         });
         if wanted {
-            let wakes = self.accept_return(state, object, returned, payload, task, worker, node)?;
+            let mut wakes = Vec::new();
+            self.accept_return(state, object, returned, payload, task, worker, node, &mut wakes)?;
             self.deliver(state, wakes);
         } else if returned.value.is_none() && !state.refs.add_location(&object, node) {
             self.free_on(state, node, &object);
@@ -365,9 +367,7 @@ impl Inner {
         };
         let index = had.seen;
         let object = item_id(task, index);
-        let slot = Slot::pending();
-        let woken = slot.set(SlotValue::Inline(failure));
-        debug_assert!(woken.is_empty());
+        let slot = Slot::known(SlotValue::Inline(failure));
         state.refs.own(object, slot.clone());
         stream.arrived(
             index,

@@ -28,6 +28,7 @@ use crate::objects::ExtentWait;
 use crate::slot::{lock, Group, Slot};
 use crate::submit::{PendingTask, TaskSpec};
 use crate::template::Template;
+use crate::value::InlineValue;
 use crate::WorkerError;
 
 /// What an answer with that correlation belongs to.
@@ -96,6 +97,8 @@ pub(crate) struct State {
     pub nodes: FxHashMap<NodeId, Address>,
     pub pending: FxHashMap<u64, PendingEntry>,
     pub streams: FxHashMap<TaskId, Arc<Stream>>,
+    /// The small value that came last, for others that are the same.
+    pub last_return: Option<Arc<InlineValue>>,
     /// Objects being made local, and the threads that wait for them.
     pub fetches: FxHashMap<ObjectId, Vec<Arc<Group>>>,
     /// Why an object could not be made local, for the threads that were woken.

@@ -214,10 +214,9 @@ impl CoreWorker {
             }
             let stored = SlotValue::Stored {
                 bytes: 0,
-                locations: argument.locations.clone(),
+                locations: Some(Arc::new(argument.locations.clone())),
             };
-            let wakes = self.0.set_value(&mut state, argument.object, stored);
-            self.0.deliver(&mut state, wakes);
+            self.0.set_and_tell(&mut state, argument.object, stored);
         }
         let value = self.get(&[&reference], None)?.pop();
         value

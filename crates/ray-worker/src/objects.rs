@@ -196,7 +196,10 @@ impl CoreWorker {
                 object_id: id_bytes(reference.id.as_bytes()),
                 ..ErrorValue::default()
             };
-            let wakes = reference.slot.set(SlotValue::Inline(Arc::new(error_value(&error))));
+            let mut wakes = Vec::new();
+            reference
+                .slot
+                .set(SlotValue::Inline(Arc::new(error_value(&error))), &mut wakes);
             self.0.deliver(&mut state, wakes);
         }
         Ok(())
@@ -383,9 +386,10 @@ impl Inner {
         let Some(entry) = state.refs.get(&object) else {
             return self.end_fetch(state, object);
         };
-        let SlotValue::Stored { mut locations, .. } = entry.value.value() else {
+        let SlotValue::Stored { locations, .. } = entry.value.value() else {
             return self.end_fetch(state, object);
         };
+        let mut locations = locations.map(|locations| locations.to_vec()).unwrap_or_default();
         locations.extend(
             entry
                 .locations()
@@ -462,9 +466,8 @@ impl Inner {
             if let Ok(link) = self.worker_link(state, owner) {
                 let _ = link.send(kinds::REPORT_LOST, 0, ray_wire::encode(&message), &[]);
             }
-            let woken = slot.set(SlotValue::Pending);
-            debug_assert!(woken.is_empty());
-            slot.lock().asked = true;
+            slot.forget();
+            slot.note_asked();
             self.retry_later(state, Duration::from_millis(20), Retry::AskOwner(object));
         } else if absent.is_empty() && !entry.locations().is_empty() {
             // Nothing is known to be lost: the holders could not be reached just now.
@@ -496,11 +499,11 @@ impl Inner {
         if let Some(task) = state.tasks.get_mut(&task_id) {
             // It runs, or runs again for another of its results; if it does not make this one as well, its end says so.
             let first_item = item_id(task_id, 0).index();
-            task.items_again = task
+            let trouble = task.trouble_mut();
+            trouble.items_again = trouble
                 .items_again
                 .max(u64::from(object.index().saturating_sub(first_item)) + 1);
-            let woken = slot.set(SlotValue::Pending);
-            debug_assert!(woken.is_empty());
+            slot.forget();
             return;
         }
         let outcome = if object.index() >= ObjectId::FIRST_PUT_INDEX {
@@ -539,8 +542,7 @@ impl Inner {
                     state.refs.revive(&id);
                     if let Some(entry) = state.refs.get(&id) {
                         if entry.locations().is_empty() && matches!(entry.value.value(), SlotValue::Stored { .. }) {
-                            let woken = entry.value.set(SlotValue::Pending);
-                            debug_assert!(woken.is_empty());
+                            entry.value.forget();
                         }
                     }
                 }
@@ -550,8 +552,8 @@ impl Inner {
                     spec.template.message.function_name
                 );
                 self.start(state, spec, 1, retries_left);
-                if let Some(task) = state.tasks.get_mut(&task_id) {
-                    task.items_again = items;
+                if let Some(task) = state.tasks.get_mut(&task_id).filter(|_| items > 0) {
+                    task.trouble_mut().items_again = items;
                 }
             }
             Err((kind, reason)) => {
@@ -561,8 +563,7 @@ impl Inner {
                     object_id: id_bytes(object.as_bytes()),
                     ..ErrorValue::default()
                 };
-                let wakes = self.set_value(state, object, SlotValue::Inline(Arc::new(error_value(&error))));
-                self.deliver(state, wakes);
+                self.set_and_tell(state, object, SlotValue::Inline(Arc::new(error_value(&error))));
             }
         }
     }

@@ -120,11 +120,11 @@ impl Inner {
         for (index, returned) in reply.returns.iter().enumerate() {
             let object = spec.return_id(index as u32);
             any_stored |= returned.value.is_none();
-            match self.accept_return(state, object, returned, &mut payload, task_id, worker, node) {
-                Ok(woken) => wakes.extend(woken),
+            match self.accept_return(state, object, returned, &mut payload, task_id, worker, node, &mut wakes) {
+                Ok(()) => {}
                 Err(error) => {
                     let value = system_error(format!("the reply of {} is malformed: {error}", link.description()));
-                    wakes.extend(self.set_value(state, object, SlotValue::Inline(Arc::new(value))));
+                    self.set_value(state, object, SlotValue::Inline(Arc::new(value)), &mut wakes);
                 }
             }
         }
@@ -162,8 +162,8 @@ impl Inner {
     /// object on the same node, so that the copy goes only at the end.
     pub fn free_stray(&self, state: &mut State, task_id: TaskId, object: ObjectId, node: NodeId) {
         match state.tasks.get_mut(&task_id) {
-            Some(task) if task.strays.contains(&node) => {}
-            Some(task) => task.strays.push(node),
+            Some(task) if task.strays().contains(&node) => {}
+            Some(task) => task.trouble_mut().strays.push(node),
             None => {
                 if !self.is_located(state, &object, node) {
                     self.free_on(state, node, &object);
@@ -184,7 +184,7 @@ impl Inner {
         let returns = (0..task.spec.returns()).map(|index| task.spec.return_id(index));
         let items = items.map(|index| item_id(task.spec.task_id, index));
         let objects: Vec<ObjectId> = returns.chain(items).collect();
-        for node in &task.strays {
+        for node in task.strays() {
             for object in &objects {
                 if !self.is_located(state, object, *node) {
                     self.free_on(state, *node, object);
@@ -203,7 +203,7 @@ impl Inner {
     /// A generator that ran again for lost items is over: those that it did not bring are lost for good.
     fn end_items_again(&self, state: &mut State, task: &PendingTask, failure: Option<Arc<InlineValue>>) -> Vec<Wake> {
         let mut wakes = Vec::new();
-        for index in 0..task.items_again {
+        for index in 0..task.items_again() {
             let object = item_id(task.spec.task_id, index);
             if state.refs.get(&object).is_none_or(|entry| entry.value.is_ready()) {
                 continue;
@@ -219,7 +219,7 @@ impl Inner {
                     ..ErrorValue::default()
                 }))
             });
-            wakes.extend(self.set_value(state, object, SlotValue::Inline(value)));
+            self.set_value(state, object, SlotValue::Inline(value), &mut wakes);
         }
         wakes
     }
@@ -297,7 +297,7 @@ impl Inner {
         self.carry_out_references(state, commands);
     }
 
-    /// Stores one return or item. Returns who is to be woken.
+    /// Stores one return or item. Adds who is to be woken to `wakes`.
     #[allow(clippy::too_many_arguments)]
     pub fn accept_return(
         &self,
@@ -308,15 +308,28 @@ impl Inner {
         task: TaskId,
         worker: WorkerId,
         node: NodeId,
-    ) -> Result<Vec<Wake>, ray_wire::WireError> {
+        wakes: &mut Vec<Wake>,
+    ) -> Result<(), ray_wire::WireError> {
+        if let Some(layout) = &returned.value {
+            // Many calls return the same small value, `None` above all: they share it.
+            if let Some(same) = state.last_return.as_ref().filter(|last| last.is_next(layout, payload)) {
+                self.set_value(state, object, SlotValue::Inline(same.clone()), wakes);
+                return Ok(());
+            }
+        }
         let value = match &returned.value {
-            Some(layout) => Some(InlineValue::take(layout, payload, true)?),
+            Some(layout) => Some(Arc::new(InlineValue::take(layout, payload, true)?)),
             None => None,
         };
-        let contained = value.as_ref().map_or(&returned.contained, |value| &value.contained);
+        let contained = value.as_ref().map_or(&returned.contained[..], |value| &value.contained);
         self.count_contained(state, object, contained, Cover::Return { task, worker })?;
-        Ok(match value {
-            Some(value) => self.set_value(state, object, SlotValue::Inline(Arc::new(value))),
+        match value {
+            Some(value) => {
+                if value.is_shareable() {
+                    state.last_return = Some(value.clone());
+                }
+                self.set_value(state, object, SlotValue::Inline(value), wakes);
+            }
             None => {
                 if !state.refs.add_location(&object, node) {
                     // Nobody wants it any more.
@@ -324,11 +337,12 @@ impl Inner {
                 }
                 let stored = SlotValue::Stored {
                     bytes: returned.stored_bytes,
-                    locations: Vec::new(),
+                    locations: None,
                 };
-                self.set_value(state, object, stored)
+                self.set_value(state, object, stored, wakes);
             }
-        })
+        }
+        Ok(())
     }
 
     /// Counts what a new object of ours contains, for as long as it lives.
@@ -358,12 +372,18 @@ impl Inner {
         Ok(())
     }
 
-    /// The object's value is known. Returns who is to be woken.
-    pub fn set_value(&self, state: &mut State, object: ObjectId, value: SlotValue) -> Vec<Wake> {
-        match state.refs.get(&object) {
-            Some(entry) => entry.value.set(value),
-            None => Vec::new(),
+    /// The object's value is known. Adds who is to be woken to `wakes`.
+    pub fn set_value(&self, state: &State, object: ObjectId, value: SlotValue, wakes: &mut Vec<Wake>) {
+        if let Some(entry) = state.refs.get(&object) {
+            entry.value.set(value, wakes);
         }
+    }
+
+    /// The object's value is known: whoever waited is woken.
+    pub fn set_and_tell(&self, state: &mut State, object: ObjectId, value: SlotValue) {
+        let mut wakes = Vec::new();
+        self.set_value(state, object, value, &mut wakes);
+        self.deliver(state, wakes);
     }
 
     /// Wakes whoever waited.
@@ -381,7 +401,7 @@ impl Inner {
 
     /// A call ends here: its arguments lose their counts, its specification is kept where its returns may be lost.
     pub fn end_task(&self, state: &mut State, task: PendingTask, any_stored: bool, items: StreamItems) {
-        if !task.strays.is_empty() {
+        if !task.strays().is_empty() {
             // How many items a lost attempt had stored and not yet told of is not known; few are ever under way.
             let untold = if task.spec.template.message.num_returns < 0 {
                 items.seen..items.seen + UNTOLD_ITEMS
@@ -390,8 +410,8 @@ impl Inner {
             };
             self.free_strays(state, &task, untold);
         }
-        let items_seen = items.seen.max(task.items_again);
-        let any_stored = any_stored || items.any_stored || task.items_again > 0;
+        let items_seen = items.seen.max(task.items_again());
+        let any_stored = any_stored || items.any_stored || task.items_again() > 0;
         let spec = task.spec;
         let mut commands = Vec::new();
         if any_stored && spec.actor.is_none() && spec.template.message.max_retries != 0 {
@@ -406,7 +426,7 @@ impl Inner {
             }
             let dropped = state.lineage.retain(
                 spec.task_id,
-                spec.pinned.clone(),
+                spec.pinned.to_vec(),
                 live as u32,
                 spec.bytes(),
                 task.retries_left,
@@ -440,7 +460,7 @@ impl Inner {
         let mut wakes = Vec::new();
         for index in 0..spec.returns() {
             let object = spec.return_id(index);
-            wakes.extend(self.set_value(state, object, SlotValue::Inline(value.clone())));
+            self.set_value(state, object, SlotValue::Inline(value.clone()), &mut wakes);
         }
         let items = self.end_stream(state, task_id, 0, Some(value.clone()));
         wakes.extend(self.end_items_again(state, &task, Some(value)));

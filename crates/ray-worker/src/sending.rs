@@ -134,7 +134,7 @@ impl Inner {
             task.attempt += 1;
             return self.enqueue(state, task_id);
         }
-        let cause = task.cause.clone().unwrap_or_default();
+        let cause = task.cause().cloned().unwrap_or_default();
         let name = task.spec.template.message.function_name.clone();
         let kind = if cause.kind == ray_wire::DEATH_OUT_OF_MEMORY {
             ray_wire::layout::ERROR_OUT_OF_MEMORY
@@ -299,11 +299,11 @@ impl Inner {
             values.append(&mut payload);
             values.layout()
         });
-        let values_reference = spec.values_reference.map(|object| {
+        let values_reference = spec.values_reference.as_deref().map(|object| {
             let passed = PassedReference {
                 index: 0,
                 keyword: String::new(),
-                object,
+                object: *object,
             };
             self.reference_argument(state, &passed, &mut payload)
         });
@@ -356,7 +356,7 @@ impl Inner {
                 argument.value = Some(value.layout());
             }
             SlotValue::Stored { locations, .. } => {
-                argument.locations = locations;
+                argument.locations = locations.map(|locations| locations.to_vec()).unwrap_or_default();
                 argument.locations.extend(
                     entry
                         .locations()

@@ -43,17 +43,18 @@ pub enum Submitted {
     Stream(Arc<Stream>),
 }
 
-/// A call's constant part after submission, kept for retries and lineage.
+/// A call's constant part after submission, kept for retries and lineage. A million of them may be queued, so that what
+/// few calls have lies behind pointers.
 #[derive(Debug)]
 pub(crate) struct TaskSpec {
     pub task_id: TaskId,
     pub template: Arc<Template>,
-    pub values: Option<InlineValue>,
+    pub values: Option<Box<InlineValue>>,
     /// Where the pickled arguments are an object of their own.
-    pub values_reference: Option<ObjectId>,
-    pub references: Vec<PassedReference>,
+    pub values_reference: Option<Box<ObjectId>>,
+    pub references: Box<[PassedReference]>,
     /// Everything counted as submitted.
-    pub pinned: Vec<ObjectId>,
+    pub pinned: Box<[ObjectId]>,
     pub parent: TaskId,
     pub depth: u32,
     pub actor: Option<ActorId>,
@@ -73,14 +74,14 @@ impl TaskSpec {
     }
 
     pub fn bytes(&self) -> usize {
-        256 + self.values.as_ref().map_or(0, InlineValue::size) + 64 * self.references.len()
+        256 + self.values.as_ref().map_or(0, |values| values.size()) + 64 * self.references.len()
     }
 
     fn dependencies(&self) -> impl Iterator<Item = &ObjectId> {
         self.references
             .iter()
             .map(|reference| &reference.object)
-            .chain(self.values_reference.iter())
+            .chain(self.values_reference.as_deref())
     }
 }
 
@@ -92,11 +93,18 @@ pub(crate) struct PendingTask {
     pub attempt: u32,
     pub retries_left: i32,
     pub cancelled: bool,
-    /// Why the last attempt failed.
-    pub cause: Option<DeathCause>,
     /// The correlation of the push whose answer counts; 0 while none is under way. Whatever else is said of the call is
     /// of an attempt that was given up.
     pub push: u64,
+    /// What few calls have.
+    trouble: Option<Box<Trouble>>,
+}
+
+/// What a call has of which an attempt failed.
+#[derive(Debug, Default)]
+pub(crate) struct Trouble {
+    /// Why the last attempt failed.
+    pub cause: Option<DeathCause>,
     /// Nodes where a given-up attempt may have stored results that nobody was told of.
     pub strays: Vec<NodeId>,
     /// The call runs again for lost items of a generator whose stream is over; it had so many.
@@ -111,19 +119,33 @@ impl PendingTask {
             attempt,
             retries_left,
             cancelled: false,
-            cause: None,
             push: 0,
-            strays: Vec::new(),
-            items_again: 0,
+            trouble: None,
         }
+    }
+
+    pub fn trouble_mut(&mut self) -> &mut Trouble {
+        self.trouble.get_or_insert_default()
+    }
+
+    pub fn cause(&self) -> Option<&DeathCause> {
+        self.trouble.as_ref()?.cause.as_ref()
+    }
+
+    pub fn strays(&self) -> &[NodeId] {
+        self.trouble.as_ref().map_or(&[], |trouble| &trouble.strays)
+    }
+
+    pub fn items_again(&self) -> u64 {
+        self.trouble.as_ref().map_or(0, |trouble| trouble.items_again)
     }
 
     /// The push under way is given up: its answer counts no more, and what it may have stored on the node is freed when
     /// the call is over.
     pub fn give_up_push(&mut self, node: Option<NodeId>) {
         self.push = 0;
-        if let Some(node) = node.filter(|node| !self.strays.contains(node)) {
-            self.strays.push(node);
+        if let Some(node) = node.filter(|node| !self.strays().contains(node)) {
+            self.trouble_mut().strays.push(node);
         }
     }
 }
@@ -282,7 +304,12 @@ impl Inner {
         parent: TaskId,
         actor: Option<ActorId>,
     ) -> Arc<TaskSpec> {
-        let mut pinned: Vec<ObjectId> = references.iter().map(|reference| reference.object).collect();
+        let count = references.len()
+            + placed.contained.len()
+            + usize::from(placed.reference.is_some())
+            + usize::from(actor.is_some());
+        let mut pinned: Vec<ObjectId> = Vec::with_capacity(count);
+        pinned.extend(references.iter().map(|reference| reference.object));
         pinned.extend(placed.contained.iter().map(|contained| contained.object));
         pinned.extend(placed.reference.iter().map(|reference| reference.id));
         if let Some(actor) = actor {
@@ -295,10 +322,10 @@ impl Inner {
         Arc::new(TaskSpec {
             task_id,
             template: template.clone(),
-            values: placed.values,
-            values_reference: placed.reference.as_ref().map(|reference| reference.id),
-            references,
-            pinned,
+            values: placed.values.map(Box::new),
+            values_reference: placed.reference.as_ref().map(|reference| Box::new(reference.id)),
+            references: references.into_boxed_slice(),
+            pinned: pinned.into_boxed_slice(),
             parent,
             depth: self.execution.depth() + 1,
             actor,
@@ -390,7 +417,7 @@ impl Inner {
             let SlotValue::Stored { bytes, locations } = entry.value.value() else {
                 continue;
             };
-            let told = locations.iter().map(node_of);
+            let told = locations.iter().flat_map(|locations| locations.iter()).map(node_of);
             for node in entry.locations().iter().copied().chain(told) {
                 match bytes_on.iter_mut().find(|(other, _)| *other == node) {
                     Some((_, sum)) => *sum += bytes,

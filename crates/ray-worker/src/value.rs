@@ -15,6 +15,8 @@ use ray_wire::{id_bytes, Address, ReferenceInfo, ReferenceList, ValueLayout, Wir
 
 /// Slices below this are copied out of the frame that they came in.
 const COPY_BELOW_BYTES: usize = 8 << 10;
+/// Values up to this size are compared with the one that came before (see `InlineValue::is_next`).
+const SHARE_UP_TO_BYTES: usize = 64;
 
 /// A reference found inside a value while it was serialized.
 #[derive(Debug, Clone)]
@@ -107,8 +109,8 @@ impl Serialized {
 pub struct InlineValue {
     pub format: u32,
     pub inband: Bytes,
-    pub buffers: Vec<Bytes>,
-    pub contained: Vec<ReferenceInfo>,
+    pub buffers: Box<[Bytes]>,
+    pub contained: Box<[ReferenceInfo]>,
 }
 
 fn take(payload: &mut Bytes, length: u64) -> Result<Bytes, WireError> {
@@ -136,7 +138,7 @@ impl InlineValue {
             format: self.format,
             inband_length: self.inband.len() as u64,
             buffer_lengths: self.buffers.iter().map(|buffer| buffer.len() as u64).collect(),
-            contained: self.contained.clone(),
+            contained: self.contained.to_vec(),
         }
     }
 
@@ -159,14 +161,34 @@ impl InlineValue {
         Ok(Self {
             format: layout.format,
             inband,
-            buffers,
-            contained: layout.contained.clone(),
+            buffers: buffers.into_boxed_slice(),
+            contained: layout.contained.clone().into_boxed_slice(),
         })
     }
 
     /// Bytes of the value itself.
     pub fn size(&self) -> usize {
         self.inband.len() + self.buffers.iter().map(Bytes::len).sum::<usize>()
+    }
+
+    /// Whether it is nothing but a few in-band bytes.
+    pub fn is_shareable(&self) -> bool {
+        self.inband.len() <= SHARE_UP_TO_BYTES && self.buffers.is_empty() && self.contained.is_empty()
+    }
+
+    /// Whether the front of a payload is this very value, so that it need not be kept once more. It is taken
+    /// off the payload if so.
+    pub fn is_next(&self, layout: &ValueLayout, payload: &mut Bytes) -> bool {
+        let same = self.is_shareable()
+            && layout.inband_length == self.inband.len() as u64
+            && layout.format == self.format
+            && layout.buffer_lengths.is_empty()
+            && layout.contained.is_empty()
+            && payload.starts_with(&self.inband);
+        if same {
+            bytes::Buf::advance(payload, self.inband.len());
+        }
+        same
     }
 
     /// Whether getting it raises.
@@ -180,8 +202,8 @@ pub fn error_value(error: &ErrorValue) -> InlineValue {
     InlineValue {
         format: FORMAT_ERROR,
         inband: error.encode_to_vec().into(),
-        buffers: Vec::new(),
-        contained: Vec::new(),
+        buffers: Box::default(),
+        contained: Box::default(),
     }
 }
 
@@ -197,4 +219,41 @@ pub struct StoredValue {
 pub enum Value {
     Inline(Arc<InlineValue>),
     Stored(StoredValue),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small(bytes: &'static [u8]) -> InlineValue {
+        InlineValue {
+            format: 1,
+            inband: Bytes::from_static(bytes),
+            buffers: Box::default(),
+            contained: Box::default(),
+        }
+    }
+
+    #[test]
+    fn only_the_very_same_value_is_shared() {
+        let value = small(b"none");
+        let mut payload = Bytes::from_static(b"nonerest");
+        assert!(value.is_next(&value.layout(), &mut payload));
+        assert_eq!(payload, "rest");
+        let other_format = ValueLayout {
+            format: 2,
+            ..value.layout()
+        };
+        assert!(!value.is_next(&other_format, &mut Bytes::from_static(b"none")));
+        assert!(!value.is_next(&value.layout(), &mut Bytes::from_static(b"nine")));
+        assert!(!value.is_next(&value.layout(), &mut Bytes::from_static(b"no")));
+        let longer = small(b"none!").layout();
+        assert!(!value.is_next(&longer, &mut Bytes::from_static(b"none!")));
+        let with_reference = ValueLayout {
+            contained: vec![ReferenceInfo::default()],
+            ..value.layout()
+        };
+        assert!(!value.is_next(&with_reference, &mut Bytes::from_static(b"none")));
+        assert!(!small(&[0; 65]).is_shareable());
+    }
 }
