@@ -10,6 +10,9 @@ use ray_ids::{ObjectId, TaskId, WorkerId};
 use crate::entry::{Borrowed, Cover, Entry, Kind, ReferenceCommand, Registration};
 use crate::references::ReferenceTable;
 
+/// How many borrows one caller may have passed before those that are over are looked for.
+const PASSED_BEFORE_PRUNING: usize = 64;
+
 impl<V: Default> ReferenceTable<V> {
     /// Whether an `AddBorrower` of this process for the object is unanswered: a constructor's end is told only after that.
     pub fn is_registering(&self, object: &ObjectId) -> bool {
@@ -330,6 +333,65 @@ impl<V: Default> ReferenceTable<V> {
         retained
     }
 
+    /// The reply to `caller` says that these are kept, and `caller` is trusted to have their owners note it. Should it
+    /// die before it has, this process tells them itself (`worker_died`).
+    pub fn passed_by(
+        &mut self,
+        caller: WorkerId,
+        retained: &[(ObjectId, WorkerId, u64)],
+        commands: &mut Vec<ReferenceCommand>,
+    ) {
+        if caller == self.me {
+            return;
+        }
+        let passed = self.passed.entry(caller).or_default();
+        // Its own objects go with it.
+        passed.extend(
+            retained
+                .iter()
+                .filter(|(_, owner, _)| *owner != caller)
+                .map(|(object, _, generation)| (*object, *generation)),
+        );
+        if passed.len() >= PASSED_BEFORE_PRUNING && passed.len().is_power_of_two() {
+            let entries = &self.entries;
+            passed.retain(|(object, generation)| {
+                entries
+                    .get(object)
+                    .is_some_and(|entry| entry.is_borrowed_as(*generation))
+            });
+        }
+        self.watch(caller, commands);
+    }
+
+    /// As owner: what a process borrows of ours.
+    pub fn borrowed_by(&self, worker: WorkerId) -> Vec<ObjectId> {
+        self.borrowed_by
+            .get(&worker)
+            .map(|objects| objects.iter().copied().collect())
+            .unwrap_or_default()
+    }
+
+    /// A caller is dead, perhaps before it relayed what this process keeps of its calls.
+    fn tell_owners_of_passed(&mut self, caller: WorkerId, commands: &mut Vec<ReferenceCommand>) {
+        for (object, generation) in self.passed.remove(&caller).unwrap_or_default() {
+            let Some(entry) = self.entries.get_mut(&object) else {
+                continue;
+            };
+            match &mut entry.kind {
+                Kind::Borrowed {
+                    generation: current,
+                    registration,
+                    owner_dead: false,
+                    ..
+                } if *current == generation && *registration == Registration::Registered => {
+                    *registration = Registration::Pending;
+                    self.send_registration(object, commands);
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// A process is dead: its borrows end, what it owned has no owner, what we held for it is let go.
     pub fn worker_died(&mut self, worker: WorkerId, commands: &mut Vec<ReferenceCommand>) {
         for object in self.borrowed_by.remove(&worker).unwrap_or_default() {
@@ -360,6 +422,7 @@ impl<V: Default> ReferenceTable<V> {
                 self.release_hold(object, commands);
             }
         }
+        self.tell_owners_of_passed(worker, commands);
         self.watched.remove(&worker);
     }
 }

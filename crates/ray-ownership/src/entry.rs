@@ -179,6 +179,11 @@ impl<V> Entry<V> {
         self.borrowed().map(|borrowed| borrowed.owner)
     }
 
+    /// Whether this is the borrow of that generation.
+    pub(crate) fn is_borrowed_as(&self, wanted: u64) -> bool {
+        matches!(self.kind, Kind::Borrowed { generation, .. } if generation == wanted)
+    }
+
     /// Whether the owner of a borrowed object is known to be dead.
     pub fn owner_is_dead(&self) -> bool {
         self.borrowed().is_some_and(|borrowed| borrowed.owner_dead)

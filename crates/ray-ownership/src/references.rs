@@ -5,6 +5,7 @@
 //! Counts pass hand over hand: a sender keeps its own count until the owner has acknowledged the receiver's.
 //! - A worker that keeps a reference it got as an argument lists it in its reply (`retained`); the caller has the owner
 //!   note the worker (`relay_borrow`) before it drops the argument's count.
+//!   Should the caller die before that, the worker tells the owner itself (`passed_by`).
 //! - A reference found inside an object that was read (`Cover::Outer`) is registered with its owner at once, and the outer
 //!   object is held until the owner has acknowledged.
 //! - References inside a call's returns are held by the executing worker (`hold_return`) until the caller, having
@@ -55,6 +56,8 @@ pub struct ReferenceTable<V> {
     pub(crate) covered: FxHashMap<TaskId, Vec<ObjectId>>,
     /// How often an object stands in `covered`: while another running task covers it, its end need not list it.
     pub(crate) cover_counts: FxHashMap<ObjectId, u32>,
+    /// Caller to what it passed to calls here that is kept, by object and generation: it relays that, unless it dies.
+    pub(crate) passed: FxHashMap<WorkerId, Vec<(ObjectId, u64)>>,
 }
 
 impl<V: Default> ReferenceTable<V> {
@@ -73,6 +76,7 @@ impl<V: Default> ReferenceTable<V> {
             return_acknowledgements: FxHashMap::default(),
             covered: FxHashMap::default(),
             cover_counts: FxHashMap::default(),
+            passed: FxHashMap::default(),
         }
     }
 

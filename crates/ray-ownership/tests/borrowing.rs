@@ -595,3 +595,36 @@ fn lineage_keeps_the_entry_and_not_the_value() {
     step(&mut owner, |t, c| t.remove_local(&o, c));
     assert!(owner.is_quiet());
 }
+
+#[test]
+fn a_borrower_whose_caller_died_tells_the_owner_itself() {
+    let mut borrower = Table::new(worker(BORROWER));
+    let (kept, dropped, of_the_caller) = (object(9), object(10), object(11));
+    for (o, owner) in [(kept, OWNER), (dropped, OWNER), (of_the_caller, CALLER)] {
+        step(&mut borrower, |t, c| {
+            t.borrow(o, worker(owner), Cover::Task(task(1)), (), c)
+        });
+    }
+    let mut retained = borrower.end_of_cover(task(1));
+    retained.sort_unstable();
+    assert_eq!(retained.len(), 3);
+    assert_eq!(
+        step(&mut borrower, |t, c| t.passed_by(worker(CALLER), &retained, c)),
+        [],
+        "the caller is trusted while it lives"
+    );
+    step(&mut borrower, |t, c| t.remove_local(&dropped, c));
+    let died = step(&mut borrower, |t, c| t.worker_died(worker(CALLER), c));
+    assert_eq!(
+        died,
+        [
+            ReferenceCommand::OwnerDied { object: of_the_caller },
+            add(worker(OWNER), kept, worker(BORROWER), 1)
+        ]
+    );
+    step(&mut borrower, |t, c| t.borrower_added(kept, worker(BORROWER), 1, c));
+    assert!(!borrower.is_registering(&kept));
+    step(&mut borrower, |t, c| t.remove_local(&kept, c));
+    step(&mut borrower, |t, c| t.remove_local(&of_the_caller, c));
+    assert!(borrower.is_quiet());
+}

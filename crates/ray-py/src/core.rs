@@ -374,6 +374,12 @@ impl CoreWorker {
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
+        if actor.runtime.worker.is_shut_down() {
+            return Err(PyValueError::new_err(format!(
+                "the handle to actor {} is of a session that was shut down. Handles do not outlive ray.shutdown()",
+                actor.actor
+            )));
+        }
         let arguments = self.runtime.arguments(args, kwargs)?;
         let parent = self.runtime.current_task_id();
         let worker = &self.runtime.worker;

@@ -39,12 +39,18 @@ impl ObjectRef {
 
     /// The counted reference. Raises ValueError for a reference that the runtime does not know.
     pub fn counted(&self) -> PyResult<&Reference> {
-        self.counted.as_ref().ok_or_else(|| {
-            PyValueError::new_err(format!(
+        match &self.counted {
+            Some(reference) if !reference.is_of_the_past() => Ok(reference),
+            Some(_) => Err(PyValueError::new_err(format!(
+                "ObjectRef({}) is of a session that was shut down: its object went with it. References do not outlive \
+                 ray.shutdown()",
+                self.id
+            ))),
+            None => Err(PyValueError::new_err(format!(
                 "ObjectRef({}) was made from its id alone, so nothing keeps its object: pass the original reference on instead",
                 self.id
-            ))
-        })
+            ))),
+        }
     }
 }
 
@@ -179,7 +185,8 @@ impl ObjectRef {
         let this = slf.get();
         let rebuild = rebuild_function(py, &REBUILD_ONE, "rebuild_reference")?;
         let owner = match &this.counted {
-            Some(reference) => {
+            Some(_) => {
+                let reference = this.counted()?;
                 let core = reference.core();
                 let contained = core.describe_reference(reference);
                 let owner = contained.owner.encode_to_vec();
@@ -257,7 +264,9 @@ impl ReferenceBatch {
             }
             let object = item.cast_into::<ObjectRef>()?;
             match &object.get().counted {
-                Some(reference) if reference.slot().is_first_in(scan) => objects.push(object),
+                Some(reference) if !reference.is_of_the_past() && reference.slot().is_first_in(scan) => {
+                    objects.push(object);
+                }
                 _ => return Ok(None),
             }
         }

@@ -189,6 +189,12 @@ impl CoreWorker {
             return Vec::new();
         };
         let retained = state.refs.end_of_cover(task.task_id);
+        if !retained.is_empty() {
+            let mut commands = Vec::new();
+            self.0.note_address(&mut state, &task.caller);
+            state.refs.passed_by(task.caller_id, &retained, &mut commands);
+            self.0.carry_out_references(&mut state, commands);
+        }
         retained
             .into_iter()
             .map(|(object, owner, generation)| RetainedBorrow {
@@ -248,25 +254,6 @@ impl CoreWorker {
                 ..DeathCause::default()
             }),
         };
-        // Borrows of the constructor are known to nobody else: their owners are told directly.
-        let retained = self.end_cover(task);
-        {
-            let mut state = self.0.enter()?;
-            for borrow in &retained {
-                let Some(info) = &borrow.reference else { continue };
-                let contained = Contained::from_info(info)?;
-                let owner = contained.owner.worker()?;
-                self.0.carry_out_references(
-                    &mut state,
-                    vec![ray_ownership::ReferenceCommand::AddBorrower {
-                        owner,
-                        object: contained.object,
-                        borrower: self.0.worker_id,
-                        generation: borrow.generation,
-                    }],
-                );
-            }
-        }
         self.end_execution(task, &mut TaskReply::default());
         let created = ActorCreated {
             actor_id: id_bytes(task.task_id.actor_id().as_bytes()),

@@ -23,6 +23,8 @@ use crate::WorkerError;
 
 /// How long to wait before a message to a process whose link broke is tried again.
 pub(crate) const RETRY_DELAY: Duration = Duration::from_millis(50);
+/// How long a dead borrower's objects are kept for those to whom it had passed them.
+const LAST_WILL_DELAY: Duration = Duration::from_secs(1);
 /// Freed objects gathered for one message, in bytes of ids.
 const FREE_BATCH_BYTES: usize = 64 * ObjectId::SIZE;
 /// How long freed objects may wait for others.
@@ -134,6 +136,24 @@ impl Inner {
         if state.refs.get(&object).is_some_and(|entry| !entry.owner_is_dead()) {
             self.send_add_borrower(state, owner, object, borrower, generation);
         }
+    }
+
+    /// A process is dead: its borrows end, after a while, in which those to whom it passed a reference, and whose reply
+    /// it has not relayed, tell the owner themselves.
+    pub fn worker_died(&self, state: &mut State, worker: WorkerId) {
+        if !state.dead_workers.insert(worker) {
+            return;
+        }
+        let borrowed = state.refs.borrowed_by(worker);
+        for object in &borrowed {
+            state.refs.hold(object);
+        }
+        if !borrowed.is_empty() {
+            self.retry_later(state, LAST_WILL_DELAY, Retry::Release(borrowed));
+        }
+        let mut commands = Vec::new();
+        state.refs.worker_died(worker, &mut commands);
+        self.carry_out_references(state, commands);
     }
 
     fn owner_died(&self, state: &mut State, object: ObjectId) {
@@ -465,6 +485,19 @@ impl CoreWorker {
             id: object,
             slot,
             core: self.0.clone(),
+        };
+        let cover = match cover {
+            // What this process passes to itself it counts already: no other caller stands in for its owner's count.
+            Cover::Task(task) if state.tasks.contains_key(&task) && state.refs.add_local(&object) => {
+                let slot = state.refs.get(&object).map(|entry| entry.value.clone());
+                return Ok(counted(slot.unwrap_or_default()));
+            }
+            // No reply of a constructor goes to its caller, so that nobody could relay what it keeps: its owner is told
+            // at once, while the creator still counts it.
+            Cover::Task(task) if task.has_actor() && task == TaskId::for_actor_creation(task.actor_id()) => {
+                Cover::Outer(ObjectId::NIL)
+            }
+            cover => cover,
         };
         let known = state
             .refs

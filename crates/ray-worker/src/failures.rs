@@ -69,12 +69,9 @@ impl WorkerService {
             .filter(|(_, address)| crate::connect::node_of(address) == node)
             .map(|(worker, _)| *worker)
             .collect();
-        let mut commands = Vec::new();
         for worker in dead {
-            state.dead_workers.insert(worker);
-            state.refs.worker_died(worker, &mut commands);
+            core.worker_died(state, worker);
         }
-        core.carry_out_references(state, commands);
         if let Some(link) = state.raylets.remove(&node) {
             link.close(CloseReason::local("the node died"));
         }
@@ -226,6 +223,13 @@ impl WorkerService {
                 }
             }
             Retry::Fetch(object) => core.send_fetch(state, object),
+            Retry::Release(objects) => {
+                let mut commands = Vec::new();
+                for object in objects {
+                    state.refs.release_hold(object, &mut commands);
+                }
+                core.carry_out_references(state, commands);
+            }
         }
     }
 }

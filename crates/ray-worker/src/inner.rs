@@ -75,6 +75,8 @@ pub(crate) enum Retry {
         until: Instant,
     },
     Fetch(ObjectId),
+    /// These are held no longer.
+    Release(Vec<ObjectId>),
 }
 
 pub(crate) struct State {
@@ -166,6 +168,11 @@ impl Reference {
     /// What is known of its value.
     pub fn slot(&self) -> &Arc<Slot> {
         &self.slot
+    }
+
+    /// Whether the runtime that it is counted by was shut down: it means nothing in a later one.
+    pub fn is_of_the_past(&self) -> bool {
+        self.core.shut_down.load(Ordering::Relaxed)
     }
 
     /// The runtime it is counted by.
@@ -472,6 +479,11 @@ impl CoreWorker {
             reasons.push(format!("object {object} is being fetched to this node"));
         }
         Ok(reasons)
+    }
+
+    /// Whether `shutdown` was called.
+    pub fn is_shut_down(&self) -> bool {
+        self.0.shut_down.load(Ordering::Relaxed)
     }
 
     /// Leaves the cluster: nothing of this process is counted any more. Views of objects stay valid.

@@ -257,10 +257,7 @@ impl WorkerService {
                 let message: WorkerDied = decode("WorkerDied", header)?;
                 let worker = message.worker.unwrap_or_default().worker()?;
                 let mut state = core.lock();
-                state.dead_workers.insert(worker);
-                let mut commands = Vec::new();
-                state.refs.worker_died(worker, &mut commands);
-                core.carry_out_references(&mut state, commands);
+                core.worker_died(&mut state, worker);
                 core.run_ready(&mut state);
                 Ok(())
             }
