@@ -32,7 +32,8 @@ class Keeper:
         self.box = box
         self.calls = 0
 
-    def keep(self, box, path):
+    def keep(self, box, started, path):
+        note(started, "started")
         while not os.path.exists(path):
             time.sleep(0.01)
         self.box = box
@@ -75,17 +76,17 @@ def test_what_an_actor_passes_to_itself_is_kept_for_its_caller_too(cluster, tmp_
 
 def test_a_reference_outlives_a_caller_that_died_before_it_read_the_answer(cluster, tmp_path):
     @ray.remote(max_retries=0)
-    def pass_on(owner, keeper, path, go):
+    def pass_on(owner, keeper, path, started, go):
         box = ray.get(owner.make.remote("kept"))
-        keeper.keep.remote(box, go)
+        keeper.keep.remote(box, started, go)
         del box
         note(path, os.getpid())
         time.sleep(100)
 
     owner, keeper = Owner.remote(), Keeper.remote()
-    path, go = str(tmp_path / "pid"), str(tmp_path / "go")
-    call = pass_on.remote(owner, keeper, path, go)
-    pid = int(until(lambda: lines(path))[0])
+    path, started, go = str(tmp_path / "pid"), str(tmp_path / "started"), str(tmp_path / "go")
+    call = pass_on.remote(owner, keeper, path, started, go)
+    pid = int(until(lambda: lines(started) and lines(path))[0])
     os.kill(pid, signal.SIGSTOP)
     note(go, "go")
     assert ray.get(keeper.count.remote(), timeout=30) == 1

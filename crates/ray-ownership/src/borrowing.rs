@@ -377,17 +377,12 @@ impl<V: Default> ReferenceTable<V> {
             let Some(entry) = self.entries.get_mut(&object) else {
                 continue;
             };
-            match &mut entry.kind {
-                Kind::Borrowed {
-                    generation: current,
-                    registration,
-                    owner_dead: false,
-                    ..
-                } if *current == generation && *registration == Registration::Registered => {
-                    *registration = Registration::Pending;
+            if let Kind::Borrowed(borrowed) = &mut entry.kind {
+                let registered = borrowed.registration == Registration::Registered && !borrowed.owner_dead;
+                if registered && borrowed.generation == generation {
+                    borrowed.registration = Registration::Pending;
                     self.send_registration(object, commands);
                 }
-                _ => {}
             }
         }
     }

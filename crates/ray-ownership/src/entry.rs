@@ -181,7 +181,7 @@ impl<V> Entry<V> {
 
     /// Whether this is the borrow of that generation.
     pub(crate) fn is_borrowed_as(&self, wanted: u64) -> bool {
-        matches!(self.kind, Kind::Borrowed { generation, .. } if generation == wanted)
+        matches!(&self.kind, Kind::Borrowed(borrowed) if borrowed.generation == wanted)
     }
 
     /// Whether the owner of a borrowed object is known to be dead.
