@@ -11,6 +11,7 @@
 //! 3. What is free in the view is what was reported, less the holdings, and never below zero.
 //! 4. Silence alone kills only after several unanswered questions, so that a control plane that was itself stopped for
 //!    a while does not blame its nodes.
+//! 5. A missing link kills only after it was missing for the whole grace without a break.
 
 use ray_ids::{ActorId, NodeId, PlacementGroupId};
 use ray_sched::{bundle_resources, Labels, NodeView, ResourceSet};
@@ -57,6 +58,8 @@ pub(crate) struct NodeRow {
     pub(crate) info: NodeInfo,
     pub(crate) alive: bool,
     pub(crate) link_up: bool,
+    /// When the present absence of its link began.
+    pub(crate) link_down_since_ms: u64,
     /// Has registered with this life of the control plane.
     pub(crate) registered: bool,
     pub(crate) heard: bool,
@@ -83,6 +86,7 @@ impl NodeRow {
             id,
             alive: true,
             link_up: false,
+            link_down_since_ms: 0,
             registered: false,
             heard: true,
             missed_pings: 0,
@@ -348,6 +352,7 @@ impl Gcs {
             return;
         }
         row.link_up = false;
+        row.link_down_since_ms = now;
         if !row.drain_reason.is_empty() {
             let reason = row.drain_reason.clone();
             self.node_died(id, DEATH_REASON_EXPECTED_TERMINATION, &reason);
@@ -365,8 +370,11 @@ impl Gcs {
     }
 
     pub(crate) fn on_link_grace_over(&mut self, id: NodeId) {
+        let (now, grace) = (self.now_ms, self.settings.node_link_grace_ms);
         if let Some(row) = self.nodes.get(&id) {
-            if row.alive && !row.link_up && !self.expected_nodes.contains(&id) {
+            // The link may have come back and gone again since the timer was set; that absence has a timer of its own.
+            let over = !row.link_up && now >= row.link_down_since_ms + grace;
+            if row.alive && over && !self.expected_nodes.contains(&id) {
                 let reason = row.info.death_reason.clone();
                 self.node_died(id, DEATH_REASON_UNEXPECTED_TERMINATION, &reason);
             }

@@ -93,6 +93,25 @@ fn a_link_that_is_made_again_in_time_is_no_death() {
 }
 
 #[test]
+fn a_link_that_flaps_has_the_whole_grace_each_time() {
+    let mut world = World::new();
+    let (first, second) = (world.add_node(1, 4), world.add_node(2, 4));
+    let grace = world.settings.node_link_grace_ms;
+    world.link_down(second);
+    world.pass(grace / 2);
+    assert_eq!(world.register(registration(second, cpus(4))).refusal, "");
+    world.pass(grace / 2 - 2);
+    world.link_down(second);
+    // The grace of the first absence ends now, two milliseconds into the second one.
+    world.pass(2);
+    assert!(died(&world, first).is_empty());
+    world.pass(grace - 3);
+    assert!(died(&world, first).is_empty());
+    world.pass(1);
+    assert_eq!(died(&world, first).len(), 1);
+}
+
+#[test]
 fn a_silent_node_dies_after_unanswered_questions() {
     let mut world = World::new();
     let (first, second) = (world.add_node(1, 4), world.add_node(2, 4));
