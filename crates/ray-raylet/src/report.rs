@@ -57,7 +57,8 @@ impl LocalScheduler {
         self.node.available_set()
     }
 
-    /// The actors here, for a control plane that restarted; one that is being created still has no worker.
+    /// The actors here, for a control plane that restarted; one that is being created still has no worker. Those that
+    /// wait for room are here too: the control plane would place what is not named a second time.
     pub fn actors_here(&self) -> Vec<ActorCreated> {
         let told = self.actors.iter().filter_map(|(id, actor)| match &actor.phase {
             ActorPhase::Alive(created) => Some((**created).clone()),
@@ -68,7 +69,15 @@ impl LocalScheduler {
                 ..Default::default()
             }),
         });
-        told.collect()
+        let waiting = self.reservations.iter().filter_map(|reservation| match reservation {
+            Reservation::Actor { message, .. } => Some(ActorCreated {
+                actor_id: message.actor_id.clone(),
+                incarnation: message.incarnation,
+                ..Default::default()
+            }),
+            Reservation::Bundles { .. } => None,
+        });
+        told.chain(waiting).collect()
     }
 
     /// How many actors and bundles this node has taken in that wait for resources still.

@@ -506,6 +506,23 @@ fn an_actor_is_created_once_and_answered_again() {
     assert!(bench.scheduler.is_idle());
 }
 
+/// A control plane that does not hear of it would place it a second time.
+#[test]
+fn an_actor_that_waits_for_room_is_told_as_here() {
+    let mut bench = Bench::new(1);
+    bench.register();
+    bench.request(1, 1, specification("f", &[("CPU", 1.0)]));
+    bench.step(Event::PlaceActor {
+        message: actor(1, 3, 1.0),
+    });
+    let here = bench.scheduler.actors_here();
+    assert_eq!(here.len(), 1);
+    assert_eq!(
+        (&here[0].actor_id, here[0].incarnation, &here[0].worker),
+        (&actor(1, 3, 1.0).actor_id, 3, &None)
+    );
+}
+
 #[test]
 fn workers_that_never_start_are_an_answer_and_no_hang() {
     let mut bench = Bench::new(1);
