@@ -421,19 +421,23 @@ impl Gcs {
         }
     }
 
-    /// A node reports the death of one of its processes.
+    /// A node reports the death of one of its processes. It does so again with each registration until it has read the
+    /// acknowledgement, so a repeat must change nothing.
     pub(crate) fn on_worker_death(&mut self, node: NodeId, report: WorkerDeathReport) {
         let cause = report.cause.unwrap_or_else(|| DeathCause {
             kind: DEATH_CRASHED,
             ..DeathCause::default()
         });
         if let Some(worker) = report.worker.as_ref().and_then(|address| address.worker().ok()) {
-            self.process_died((node, worker), &cause);
-            let died = WorkerDied {
-                worker: report.worker.clone(),
-                cause: Some(cause.clone()),
-            };
-            self.send_to_all(Some(node), &GcsMessage::WorkerDied(died));
+            // Who had no link when it was told first asks the dead process's raylet itself.
+            if !self.dead_processes.contains(&(node, worker)) {
+                self.process_died((node, worker), &cause);
+                let died = WorkerDied {
+                    worker: report.worker.clone(),
+                    cause: Some(cause.clone()),
+                };
+                self.send_to_all(Some(node), &GcsMessage::WorkerDied(died));
+            }
         }
         if let Ok(id) = ActorId::from_binary(&report.actor_id) {
             let present = self

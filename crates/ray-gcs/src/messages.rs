@@ -25,8 +25,11 @@ pub enum NodeMessage {
     Request { correlation: u64, request: Box<GcsRequest> },
     /// How a placed actor's creation ended.
     ActorCreated(ActorCreated),
-    /// A process of it is dead.
-    WorkerDeath(WorkerDeathReport),
+    /// A process of it is dead. Acknowledged under the correlation, if that is not 0.
+    WorkerDeath {
+        correlation: u64,
+        report: WorkerDeathReport,
+    },
     /// The answer to `PrepareBundles`.
     BundlesPrepared(BundlesPrepared),
     /// The answer to `CommitBundles`.
@@ -89,7 +92,10 @@ impl NodeMessage {
                 request: Box::new(decode("GcsRequest", header)?),
             },
             kinds::ACTOR_CREATED => Self::ActorCreated(decode("ActorCreated", header)?),
-            kinds::WORKER_DEATH_REPORT => Self::WorkerDeath(decode("WorkerDeathReport", header)?),
+            kinds::WORKER_DEATH_REPORT => Self::WorkerDeath {
+                correlation,
+                report: decode("WorkerDeathReport", header)?,
+            },
             kinds::BUNDLES_PREPARED => Self::BundlesPrepared(decode("BundlesPrepared", header)?),
             kinds::BUNDLES_COMMITTED => Self::BundlesCommitted(decode("BundlesCommitted", header)?),
             kinds::PING => Self::Ping { correlation },
@@ -110,7 +116,7 @@ impl NodeMessage {
             Self::ResourceReport(message) => (kinds::RESOURCE_REPORT, 0, encode(message)),
             Self::Request { correlation, request } => (kinds::GCS_REQUEST, *correlation, encode(request.as_ref())),
             Self::ActorCreated(message) => (kinds::ACTOR_CREATED, 0, encode(message)),
-            Self::WorkerDeath(message) => (kinds::WORKER_DEATH_REPORT, 0, encode(message)),
+            Self::WorkerDeath { correlation, report } => (kinds::WORKER_DEATH_REPORT, *correlation, encode(report)),
             Self::BundlesPrepared(message) => (kinds::BUNDLES_PREPARED, 0, encode(message)),
             Self::BundlesCommitted(message) => (kinds::BUNDLES_COMMITTED, 0, encode(message)),
             Self::Ping { correlation } => (kinds::PING, *correlation, Bytes::new()),

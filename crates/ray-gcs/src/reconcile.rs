@@ -3,7 +3,8 @@
 //! It refuses nodes that were declared dead, and tells them so.
 //!
 //! What was sent over an earlier link and is not in the node's snapshot was lost with that link: links are ordered, so
-//! a node that has read something says so in its snapshot. That is why nothing else needs to be repeated.
+//! a node that has read something says so in its snapshot. That is why nothing else needs to be repeated. What the node
+//! told and the control plane did not acknowledge, deaths, is part of the registration.
 //!
 //! Invariants:
 //! 1. After registration the node runs only instances and holds only bundles that the control plane has there, or it has
@@ -63,6 +64,10 @@ impl Gcs {
         self.enter_node(id, info, &message);
         // The answer is written after the books are in order, but it must be the first thing that the node reads.
         let before = self.mark();
+        // Deaths come before the books are compared: a missing actor's death has a cause, which decides what follows.
+        for report in message.deaths {
+            self.on_worker_death(id, report);
+        }
         let superseded = if is_new {
             self.all_superseded(&message.actors)
         } else {

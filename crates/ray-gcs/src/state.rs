@@ -285,7 +285,12 @@ impl Gcs {
             NodeMessage::ResourceReport(report) => self.on_resource_report(node, report),
             NodeMessage::Request { correlation, request } => self.on_request(node, correlation, *request),
             NodeMessage::ActorCreated(created) => self.on_actor_created(node, created),
-            NodeMessage::WorkerDeath(report) => self.on_worker_death(node, report),
+            NodeMessage::WorkerDeath { correlation, report } => {
+                self.on_worker_death(node, report);
+                if correlation != 0 {
+                    self.reply(node, correlation, done());
+                }
+            }
             NodeMessage::BundlesPrepared(message) => self.on_bundles_prepared(node, &message),
             NodeMessage::BundlesCommitted(message) => self.on_bundles_committed(node, &message),
             NodeMessage::Ping { correlation } => self.send(node, GcsMessage::Pong { correlation }),

@@ -6,6 +6,7 @@
 
 mod actors;
 mod dispatch;
+pub mod elsewhere;
 mod leases;
 pub mod objects;
 pub mod placement;

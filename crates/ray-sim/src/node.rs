@@ -51,7 +51,9 @@ pub struct Raylet {
     pub(crate) pending: BTreeMap<u64, (Asker, GcsRequest)>,
     pub(crate) next_correlation: u64,
     pub(crate) actor_watches: BTreeMap<WorkerId, BTreeSet<Vec<u8>>>,
-    pub(crate) deaths: Vec<WorkerDeathReport>,
+    /// Deaths that the control plane has not acknowledged, by the correlation under which each is told.
+    pub(crate) deaths: BTreeMap<u64, WorkerDeathReport>,
+    pub(crate) deaths_registered: u64,
     pub(crate) report_sequence: u64,
     pub(crate) placements_seen: u64,
     pub(crate) last_report: Option<ResourceReport>,
@@ -113,6 +115,9 @@ impl Raylet {
         if !self.pending.is_empty() {
             return Some(format!("requests to the control plane: {:?}", self.pending));
         }
+        if !self.deaths.is_empty() {
+            return Some(format!("deaths that were not acknowledged: {:?}", self.deaths));
+        }
         None
     }
 }
@@ -172,7 +177,8 @@ impl World {
             pending: BTreeMap::new(),
             next_correlation: 1,
             actor_watches: BTreeMap::new(),
-            deaths: Vec::new(),
+            deaths: BTreeMap::new(),
+            deaths_registered: 0,
             report_sequence: 0,
             placements_seen: 0,
             last_report: None,
@@ -293,13 +299,14 @@ impl World {
     }
 
     pub(crate) fn report_death(&mut self, node: NodeId, report: WorkerDeathReport) {
-        // Kept for the next registration also where it is sent now: it may be lost with the link, and the control plane
-        // takes it twice without harm.
+        // Kept until it is acknowledged: it may be lost with the link, and the control plane takes it twice without harm.
         let Some(raylet) = self.raylets.get_mut(&node) else {
             return;
         };
-        raylet.deaths.push(report.clone());
-        self.tell_gcs_if_registered(node, NodeMessage::WorkerDeath(report));
+        let correlation = raylet.next_correlation;
+        raylet.next_correlation += 1;
+        raylet.deaths.insert(correlation, report.clone());
+        self.tell_gcs_if_registered(node, NodeMessage::WorkerDeath { correlation, report });
     }
 
     /// A process, of this node or another, is known to be dead.

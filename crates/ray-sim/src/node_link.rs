@@ -39,11 +39,13 @@ impl World {
     }
 
     pub(crate) fn registration(&mut self, node: NodeId) -> RegisterNode {
+        let lose_reports = self.mutated(Mutation::LoseDeathReport);
         let is_head = node == self.head || self.head.is_nil();
         let Some(raylet) = self.raylets.get_mut(&node) else {
             return RegisterNode::default();
         };
         raylet.placements_seen = 0;
+        raylet.deaths_registered = raylet.next_correlation - 1;
         raylet.report_sequence += 1;
         let mut report = raylet.scheduler.resource_report();
         report.sequence = raylet.report_sequence;
@@ -68,6 +70,7 @@ impl World {
             publisher_epoch: raylet.publisher.0,
             publisher_sequence: raylet.publisher.1,
             watches: watches.collect(),
+            deaths: raylet.deaths.values().filter(|_| !lose_reports).cloned().collect(),
         }
     }
 
@@ -148,6 +151,8 @@ impl World {
             .iter()
             .map(|(id, (_, request))| (*id, request.clone()))
             .collect();
+        let told = raylet.deaths_registered;
+        raylet.deaths.retain(|correlation, _| *correlation > told);
         let deaths = raylet.deaths.clone();
         let watched = raylet.remote_interest(node);
         let known = raylet.ever_registered;
@@ -184,8 +189,8 @@ impl World {
                 );
             }
         }
-        for report in deaths.into_iter().filter(|_| !lose_reports) {
-            self.tell_gcs(node, NodeMessage::WorkerDeath(report));
+        for (correlation, report) in deaths.into_iter().filter(|_| !lose_reports) {
+            self.tell_gcs(node, NodeMessage::WorkerDeath { correlation, report });
         }
         for worker in watched.into_iter().filter(|_| known && !forget) {
             self.watch_elsewhere(node, worker);
@@ -310,6 +315,9 @@ impl World {
             .get_mut(&node)
             .and_then(|raylet| raylet.pending.remove(&correlation))
         else {
+            if let Some(raylet) = self.raylets.get_mut(&node) {
+                raylet.deaths.remove(&correlation);
+            }
             return;
         };
         match asker {

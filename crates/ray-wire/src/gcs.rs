@@ -32,6 +32,9 @@ pub struct RegisterNode {
     /// What the processes there watch, for a control plane that restarted and for news that were lost with a link.
     #[prost(message, repeated, tag = "8")]
     pub watches: Vec<ProcessWatches>,
+    /// Deaths there that the control plane has not acknowledged; the answer to the registration acknowledges them.
+    #[prost(message, repeated, tag = "9")]
+    pub deaths: Vec<WorkerDeathReport>,
 }
 
 /// What one process watches.

@@ -52,9 +52,10 @@ kinds! {
     WORKER_EXITING = 22;
     /// R→D: `ExitProcess`.
     EXIT_PROCESS = 23;
-    /// D→R: `WatchWorker`: tell me when that process is dead (answered by `WORKER_DIED`, at once if it is already).
+    /// D→R or R→R: `WatchWorker`: tell me when that process is dead (answered by `WORKER_DIED`, at once if it is already).
+    /// A raylet asks the raylet of the process, because the control plane's notice may be lost with a link.
     WATCH_WORKER = 24;
-    /// R→D: `WorkerDied`.
+    /// R→D or R→R: `WorkerDied`.
     WORKER_DIED = 25;
     /// G→R→D: `NodeDied`, to every raylet, and from there to every process of every node.
     NODE_DIED = 26;
@@ -128,7 +129,7 @@ kinds! {
     REMOVE_BORROWER = 91;
     /// D→worker: `ReturnsAcknowledged`: the caller holds what the returns contain.
     RETURNS_ACKNOWLEDGED = 92;
-    /// D→owner: `AddLocation`: a node has a copy.
+    /// R→R→owner: `AddLocation`: a node has a copy. The raylet that received the copy tells the owner's, which passes it on.
     ADD_LOCATION = 93;
     /// D→owner: `ReportLost`: these nodes do not have the copy they should.
     REPORT_LOST = 94;
@@ -154,7 +155,7 @@ kinds! {
     PLACE_ACTOR = 117;
     /// G→R: `KillActorWorker`.
     KILL_ACTOR_WORKER = 118;
-    /// R→G: `WorkerDeathReport`.
+    /// R→G: `WorkerDeathReport`, acknowledged by `GCS_REPLY`; until then it is told again with each registration.
     WORKER_DEATH_REPORT = 119;
     /// G→R: `WorkerDied`, to every raylet.
     WORKER_DEATH_NOTICE = 120;

@@ -70,7 +70,7 @@ pub struct FetchObject {
 pub struct ObjectLocal {
     #[prost(bytes = "bytes", tag = "1")]
     pub object_id: Bytes,
-    /// Whether a copy was transferred for this (the owner is to be told of the new location).
+    /// Whether a copy was transferred for this. The raylet tells the owner of it.
     #[prost(bool, tag = "2")]
     pub transferred: bool,
 }
@@ -213,6 +213,9 @@ pub struct AddLocation {
     pub object_id: Bytes,
     #[prost(message, optional, tag = "2")]
     pub node: Option<Address>,
+    /// To whom it is to be told, where the owner's raylet passes it on.
+    #[prost(message, optional, tag = "3")]
+    pub owner: Option<Address>,
 }
 
 /// Nodes do not have the copy that they should have.

@@ -16,8 +16,7 @@ use ray_rpc::{WaitOutcome, Waiter};
 use ray_store::{Extent, Lookup, StoreError};
 use ray_wire::layout::{ErrorValue, StoredLayout, ERROR_OBJECT_LOST, ERROR_RECONSTRUCTION_FAILED};
 use ray_wire::{
-    id_bytes, kinds, AddLocation, ExtentInfo, ExtentLent, FetchFailed, FetchObject, ReportLost, RequestExtent,
-    ReturnExtents,
+    id_bytes, kinds, ExtentInfo, ExtentLent, FetchFailed, FetchObject, ReportLost, RequestExtent, ReturnExtents,
 };
 
 use crate::gcs::{interrupted, WAIT_SLICE};
@@ -421,26 +420,8 @@ impl Inner {
         }
     }
 
-    /// The raylet made an object local.
-    pub fn on_object_local(&self, state: &mut State, object: ObjectId, transferred: bool) {
-        if transferred {
-            match state.refs.get(&object).map(|entry| entry.borrowed_owner()) {
-                Some(None) => {
-                    state.refs.add_location(&object, self.node_id);
-                }
-                Some(Some(owner)) => {
-                    let node = state.nodes.get(&self.node_id).cloned();
-                    let message = AddLocation {
-                        object_id: id_bytes(object.as_bytes()),
-                        node,
-                    };
-                    if let Ok(link) = self.worker_link(state, owner) {
-                        let _ = link.send(kinds::ADD_LOCATION, 0, ray_wire::encode(&message), &[]);
-                    }
-                }
-                None => self.free_on(state, self.node_id, &object),
-            }
-        }
+    /// The raylet made an object local. It tells the owner of a new copy itself.
+    pub fn on_object_local(&self, state: &mut State, object: ObjectId) {
         self.end_fetch(state, object);
     }
 

@@ -306,7 +306,7 @@ impl WorkerService {
                 let message: ObjectLocal = decode("ObjectLocal", header)?;
                 let mut state = core.lock();
                 state.pending.remove(&correlation);
-                core.on_object_local(&mut state, object_id(&message.object_id)?, message.transferred);
+                core.on_object_local(&mut state, object_id(&message.object_id)?);
                 Ok(())
             }
             kinds::FETCH_FAILED => {

@@ -122,6 +122,7 @@ impl Raylet {
             resources: Some(self.report()),
             publisher_epoch: self.seen.0,
             publisher_sequence: self.seen.1,
+            deaths: std::mem::take(&mut self.deaths),
             ..registration(id, plain(&self.resources.total_set()))
         }
     }
@@ -140,6 +141,17 @@ impl Raylet {
         });
     }
 
+    /// Deaths that were under way are reported again: whoever died stays dead.
+    fn take_back_deaths(&mut self) {
+        for message in self.up.drain(..) {
+            match message {
+                NodeMessage::WorkerDeath { report, .. } => self.deaths.push(report),
+                NodeMessage::Register { message, .. } => self.deaths.extend(message.deaths),
+                _ => {}
+            }
+        }
+    }
+
     fn died(&mut self, report: WorkerDeathReport) {
         if let Some(worker) = report.worker.as_ref().and_then(|worker| worker.worker().ok()) {
             self.watches.remove(&worker);
@@ -150,7 +162,9 @@ impl Raylet {
 
     fn tell(&mut self) {
         if self.linked {
-            self.up.extend(self.deaths.drain(..).map(NodeMessage::WorkerDeath));
+            let deaths = self.deaths.drain(..);
+            self.up
+                .extend(deaths.map(|report| NodeMessage::WorkerDeath { correlation: 0, report }));
             let report = self.report();
             self.up.push_back(NodeMessage::ResourceReport(report));
         }
@@ -445,13 +459,7 @@ impl History {
             return;
         };
         raylet.linked = false;
-        // Deaths that were under way are reported again: whoever died stays dead.
-        let lost = raylet.up.drain(..).filter_map(|message| match message {
-            NodeMessage::WorkerDeath(report) => Some(report),
-            _ => None,
-        });
-        let lost: Vec<WorkerDeathReport> = lost.collect();
-        raylet.deaths.extend(lost);
+        raylet.take_back_deaths();
         raylet.down.clear();
         self.world.step(Event::NodeLinkDown {
             node: id,
@@ -821,13 +829,7 @@ impl History {
         let nodes: Vec<NodeId> = self.raylets.keys().copied().collect();
         for raylet in self.raylets.values_mut().filter(|raylet| raylet.linked) {
             raylet.linked = false;
-            let lost = std::mem::take(&mut raylet.up)
-                .into_iter()
-                .filter_map(|message| match message {
-                    NodeMessage::WorkerDeath(report) => Some(report),
-                    _ => None,
-                });
-            raylet.deaths.extend(lost);
+            raylet.take_back_deaths();
             raylet.down.clear();
         }
         self.world.restart();

@@ -149,7 +149,7 @@ fn a_drivers_death_and_its_nodes_death_end_its_job() {
         driver_job_id: bytes(JobId::from_int(1).as_bytes()),
         ..WorkerDeathReport::default()
     };
-    world.hear(first, ray_gcs::NodeMessage::WorkerDeath(report));
+    world.hear(first, ray_gcs::NodeMessage::WorkerDeath { correlation: 0, report });
     world.kill_node(second);
     let jobs = world.query(r#"{"method": "jobs"}"#);
     assert!(

@@ -85,6 +85,80 @@ fn answers_are_the_same_after_a_restart() {
     assert_eq!(world.state(actor_id(1, 1)).state, ACTOR_ALIVE);
 }
 
+fn death(node: NodeId, worker: u8, actor: u8, kind: u32) -> WorkerDeathReport {
+    WorkerDeathReport {
+        worker: Some(address(node, worker_id(worker))),
+        cause: Some(DeathCause {
+            kind,
+            message: "it left".into(),
+            ..DeathCause::default()
+        }),
+        actor_id: bytes(actor_id(1, actor).as_bytes()),
+        incarnation: 1,
+        ..WorkerDeathReport::default()
+    }
+}
+
+/// An actor that left of itself must not be restarted because the word of its leaving was lost with a link.
+#[test]
+fn deaths_that_come_with_a_registration_have_their_causes() {
+    let mut world = World::new();
+    let (first, second) = (world.add_node(1, 4), world.add_node(2, 4));
+    world.add_job(first);
+    let lasting = ActorCreation {
+        max_restarts: -1,
+        ..creation(address(first, worker_id(1)), 1)
+    };
+    for number in 1..=2 {
+        world.register_actor(first, actor_id(1, number), lasting.clone());
+        let (at, incarnation) = world.last_placement(actor_id(1, number)).unwrap();
+        world.created(at, actor_id(1, number), incarnation, 8 + number);
+    }
+    let (left, crashed) = (actor_id(1, 1), actor_id(1, 2));
+    let at: Vec<NodeId> = [left, crashed].map(|id| world.last_placement(id).unwrap().0).into();
+    world.restart();
+    for node in [first, second] {
+        let actors = Vec::new();
+        let mut deaths = Vec::new();
+        if at[0] == node {
+            deaths.push(death(node, 9, 1, DEATH_INTENDED));
+        }
+        if at[1] == node {
+            deaths.push(death(node, 10, 2, DEATH_CRASHED));
+        }
+        let message = RegisterNode {
+            deaths,
+            ..back(node, actors)
+        };
+        let message = if node == first {
+            message
+        } else {
+            RegisterNode {
+                driver_jobs: Vec::new(),
+                ..message
+            }
+        };
+        // Once more makes no difference.
+        world.register(message.clone());
+        world.register(message);
+    }
+    let state = world.state(left);
+    assert_eq!((state.state, state.death.unwrap().kind), (ACTOR_DEAD, DEATH_INTENDED));
+    let state = world.state(crashed);
+    assert_eq!((state.incarnation, state.restarts), (2, 1), "{state:?}");
+    let told = |node| {
+        world.sent_to(node, |message| match message {
+            GcsMessage::WorkerDied(died) => Some(died.worker.clone().unwrap().worker().unwrap()),
+            _ => None,
+        })
+    };
+    let all: Vec<_> = [first, second].into_iter().flat_map(told).collect();
+    assert!(
+        all.len() <= 2,
+        "each death is told to the other node at most once: {all:?}"
+    );
+}
+
 #[test]
 fn nothing_is_placed_before_the_known_nodes_are_back_or_given_up() {
     let mut world = World::new();

@@ -344,7 +344,10 @@ impl World {
             incarnation: actor.map_or(0, |(_, incarnation)| incarnation),
             driver_job_id: Bytes::new(),
         };
-        self.hear(node, NodeMessage::WorkerDeath(report));
+        self.correlation += 1;
+        let correlation = self.correlation;
+        self.hear(node, NodeMessage::WorkerDeath { correlation, report });
+        assert!(self.answer(correlation).is_some(), "a death is acknowledged");
     }
 
     /// What the control plane knows of an actor, by the state that watching it gives.

@@ -276,6 +276,8 @@ impl Node {
                 let message: WatchWorker = decode("WatchWorker", header)?;
                 self.watch_worker(link, correlation, &message)?;
             }
+            kinds::WORKER_DIED => self.died_elsewhere(role, decode("WorkerDied", header)?)?,
+            kinds::ADD_LOCATION => self.pass_location(link, role, &decode("AddLocation", header)?)?,
             kinds::ACTOR_CREATED => {
                 let mut message: ActorCreated = decode("ActorCreated", header)?;
                 ActorId::from_binary(&message.actor_id).map_err(|error| error.to_string())?;
@@ -348,6 +350,8 @@ impl Node {
         if let Some(died) = dead {
             let _ = link.send(kinds::WORKER_DIED, correlation, ray_wire::encode(&died), &[]);
             self.watchers.forget(&worker, link.id(), correlation);
+        } else {
+            self.watch_elsewhere(worker, node);
         }
         Ok(())
     }

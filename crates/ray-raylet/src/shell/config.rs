@@ -148,6 +148,8 @@ limits! {
     log_tail_lines: 20;
     /// Deaths that are remembered for those who ask later.
     deaths_remembered: 10_000;
+    /// How long after a link to another raylet was lost it is asked again.
+    elsewhere_retry_ms: 500;
     /// Processes that may use the object store at once.
     maximum_store_clients: 4_096;
     /// Objects in the store at once.

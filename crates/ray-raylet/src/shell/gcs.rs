@@ -1,12 +1,14 @@
 //! The link to the control plane: owns registration, what is relayed there for the node's processes, what was asked and
 //! not answered, and coming back after the control plane was away.
 //!
-//! Requests keep their `request_id` and are sent again after a reconnection, so that they are done once. Watches are
-//! told again with the registration.
+//! Requests keep their `request_id` and are sent again after a reconnection, so that they are done once. Watches and
+//! deaths that were not acknowledged are told again with the registration. News that were lost with a link come again:
+//! of nodes with the answer to the registration, of processes elsewhere by asking their raylets (`elsewhere`).
 //!
 //! Invariants:
 //! 1. Nothing but the registration is sent before the control plane answered it.
 //! 2. A pending request is answered once: by a reply, or with an error when its process's link is gone (then nobody is).
+//! 3. A death is kept until the control plane has acknowledged it. A node's death is told to the processes here once.
 
 use super::config::RayletError;
 use super::node::{LinkRole, Node, Timer};
@@ -79,8 +81,12 @@ pub(super) struct GcsLink {
     pub(super) placements: FxHashMap<(Bytes, u64), u64>,
     pub(super) prepared: FxHashMap<(PlacementGroupId, u64), u64>,
     pub(super) committed: FxHashMap<(PlacementGroupId, u64), u64>,
-    /// Deaths that were not told yet.
-    pub(super) deaths: Vec<WorkerDeathReport>,
+    /// Deaths that the control plane has not acknowledged, by the correlation under which each is told.
+    pub(super) deaths: BTreeMap<u64, WorkerDeathReport>,
+    /// The last of them that the present registration holds.
+    pub(super) deaths_registered: u64,
+    /// Nodes whose deaths were told here.
+    pub(super) dead_nodes: FxHashSet<NodeId>,
     pub cluster_id: Vec<u8>,
     pub details: Value,
     pub(super) idle_since_ms: Option<u64>,
@@ -119,6 +125,15 @@ pub(super) fn random_request_id() -> u64 {
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&id.as_bytes()[..8]);
     u64::from_le_bytes(bytes).max(1)
+}
+
+/// The death that a node's entry tells of, if it is dead.
+fn death_of(info: &NodeInfo) -> Option<NodeDied> {
+    let id = info.address.as_ref()?.node().ok().filter(|_| !info.alive)?;
+    Some(NodeDied {
+        node_id: ray_wire::id_bytes(id.as_bytes()),
+        reason: info.death_reason.clone(),
+    })
 }
 
 impl Node {
@@ -225,6 +240,7 @@ impl Node {
 
     fn registration(&mut self) -> RegisterNode {
         self.gcs.placements_seen = 0;
+        self.gcs.deaths_registered = self.gcs.next_correlation;
         self.gcs.report_sequence += 1;
         let mut report = self.scheduler.resource_report();
         report.sequence = self.gcs.report_sequence;
@@ -247,6 +263,7 @@ impl Node {
             publisher_epoch: self.gcs.epoch,
             publisher_sequence: self.gcs.sequence,
             watches: watches.collect(),
+            deaths: self.gcs.deaths.values().cloned().collect(),
         }
     }
 
@@ -328,7 +345,10 @@ impl Node {
                     self.remote_process_died(worker, died);
                 }
             }
-            kinds::NODE_DIED => self.node_died(ray_wire::decode("NodeDied", header)?)?,
+            kinds::NODE_DIED => {
+                let died: NodeDied = ray_wire::decode("NodeDied", header)?;
+                self.node_died(&died);
+            }
             kinds::JOB_FINISHED => {
                 let message: JobFinished = ray_wire::decode("JobFinished", header)?;
                 self.job_is_over(JobId::from_binary(&message.job_id)?);
@@ -368,7 +388,11 @@ impl Node {
             self.gcs.sequence = 0;
         }
         self.gcs.details = serde_json::from_str(&message.details_json).unwrap_or_default();
+        let died: Vec<NodeDied> = message.nodes.iter().filter_map(death_of).collect();
         self.cluster_changed(message.nodes);
+        for message in died {
+            self.node_died(&message);
+        }
         for message in message.superseded {
             self.step(Event::KillActorWorker { message });
         }
@@ -388,8 +412,15 @@ impl Node {
         for (correlation, header, payload) in again {
             self.send_request(correlation, header, payload);
         }
-        for report in std::mem::take(&mut self.gcs.deaths) {
-            self.gcs.send(kinds::WORKER_DEATH_REPORT, 0, ray_wire::encode(&report));
+        // The registration told of those that were known when it was sent, and its answer acknowledges them.
+        let told = self.gcs.deaths_registered;
+        self.gcs.deaths.retain(|correlation, _| *correlation > told);
+        for (correlation, report) in &self.gcs.deaths {
+            self.gcs
+                .send(kinds::WORKER_DEATH_REPORT, *correlation, ray_wire::encode(report));
+        }
+        if self.gcs.ever_registered {
+            self.ask_elsewhere_again();
         }
         self.report_soon();
         if !self.gcs.ever_registered {
@@ -424,10 +455,16 @@ impl Node {
         self.step(Event::ClusterChanged { nodes });
     }
 
-    fn node_died(&mut self, message: NodeDied) -> Result<(), ray_wire::WireError> {
-        let node = NodeId::from_binary(&message.node_id)?;
+    /// A node is dead. The control plane says so once when it dies, and again with each answer to a registration.
+    fn node_died(&mut self, message: &NodeDied) {
+        let Ok(node) = NodeId::from_binary(&message.node_id) else {
+            return;
+        };
+        if node == self.node_id || !self.gcs.dead_nodes.insert(node) {
+            return;
+        }
         self.nodes.remove(&node);
-        let header = ray_wire::encode(&message);
+        let header = ray_wire::encode(message);
         for process in self.processes.values() {
             if let Some(link) = process.link.as_ref().filter(|_| process.registered) {
                 let _ = link.send(kinds::NODE_DIED, 0, header.clone(), &[]);
@@ -439,8 +476,8 @@ impl Node {
             }
         }
         self.objects_node_died(node);
+        self.processes_died_with_node(&node);
         self.step(Event::NodeGone { node });
-        Ok(())
     }
 
     fn job_is_over(&mut self, job: JobId) {
@@ -508,12 +545,15 @@ impl Node {
             .send(kinds::BUNDLES_COMMITTED, correlation, ray_wire::encode(&message));
     }
 
-    /// Tells the control plane of a death; one that happened while it was away is told when it is back.
+    /// Tells the control plane of a death, now and with each registration until it has acknowledged it.
     pub(super) fn report_death(&mut self, report: WorkerDeathReport) {
-        if self.gcs.registered {
-            self.gcs.send(kinds::WORKER_DEATH_REPORT, 0, ray_wire::encode(&report));
-        } else if (self.gcs.deaths.len() as u64) < self.limits.deaths_remembered {
-            self.gcs.deaths.push(report);
+        self.gcs.next_correlation += 1;
+        let correlation = self.gcs.next_correlation;
+        self.gcs
+            .send(kinds::WORKER_DEATH_REPORT, correlation, ray_wire::encode(&report));
+        self.gcs.deaths.insert(correlation, report);
+        while self.gcs.deaths.len() as u64 > self.limits.deaths_remembered {
+            self.gcs.deaths.pop_first();
         }
     }
 
@@ -533,6 +573,7 @@ impl Node {
         if self.processes.contains_key(&worker) {
             return;
         }
+        self.elsewhere.forget(&worker);
         let header = ray_wire::encode(&died);
         for (link, correlation) in self.watchers.died(worker, died, self.limits.deaths_remembered) {
             let _ = link.send(kinds::WORKER_DIED, correlation, header.clone(), &[]);

@@ -100,6 +100,14 @@ impl Node {
                 if let (LinkRole::Unknown, true) = (role, worker.is_nil()) {
                     return Err("it asked for an object before it registered".into());
                 }
+                let owner = message
+                    .owner
+                    .as_ref()
+                    .and_then(|owner| Some((owner.worker().ok()?, owner.node().ok()?)));
+                if let Some((owner, node)) = owner.filter(|(_, node)| *node != self.node_id) {
+                    // A copy that arrives is told to its owner by way of that node.
+                    self.elsewhere.note(owner, node);
+                }
                 let locations = message
                     .locations
                     .iter()

@@ -5,13 +5,14 @@
 //!
 //! The parts: `node` (state, routing of frames, timers), `commands` (what the scheduler says), `processes` (who is
 //! registered, and how they die), `gcs` (the control plane's link), `zygote`, `memory` (the object store), `transfer`
-//! (between raylets), `spilling` (the thread that writes files), `logs`, `query`, `evidence`, `config`.
+//! (between raylets), `elsewhere` (what raylets tell each other of processes and copies), `spilling` (the thread that writes files), `logs`, `query`, `evidence`, `config`.
 //!
 //! Invariants:
 //! 1. After `run` returns, no process, socket, store or evidence file that it made is left.
 
 mod commands;
 pub mod config;
+mod elsewhere;
 mod evidence;
 mod gcs;
 mod logs;

@@ -13,6 +13,7 @@ use super::signals::{self, Signals};
 use super::spilling::Spiller;
 use super::transfer::{AskedChunk, Waiter};
 use super::zygote::{Zygote, ZygoteCommand};
+use crate::elsewhere::Elsewhere;
 use crate::objects::{Owners, RoomQueue};
 use crate::pull::{PullEvent, Pulls, WaiterId};
 use crate::scheduler::LocalScheduler;
@@ -66,6 +67,8 @@ pub(super) enum Timer {
     Room,
     /// What waited for the end of a step.
     Later,
+    /// Other raylets are asked again what was asked over a link that closed.
+    AskElsewhere,
 }
 
 pub(super) const TOKEN_SIGNALS: u64 = 1;
@@ -119,7 +122,7 @@ pub struct Node {
     pub(super) zygote_backlog: BTreeMap<u64, serde_json::Value>,
     pub(super) logs: Logs,
     pub(super) owners: Owners,
-    pub(super) owner_nodes: FxHashMap<WorkerId, NodeId>,
+    pub(super) elsewhere: Elsewhere,
     pub(super) room: RoomQueue,
     pub(super) serving_room: bool,
     pub(super) last_extent_recall_ms: Milliseconds,
@@ -236,6 +239,7 @@ impl Node {
                 Timer::LeaveAfterDrain => self.stop(None),
                 Timer::Room => self.room_timer(),
                 Timer::Later => self.run_later(),
+                Timer::AskElsewhere => self.ask_where_no_link_is(),
             }
         }
         if self.pulls.next_tick().is_some_and(|at| at <= now) {
@@ -319,7 +323,7 @@ impl Node {
         {
             Some((node, worker)) if remote && worker.is_nil() => LinkRole::Raylet(node),
             Some((node, worker)) if remote && !worker.is_nil() => {
-                self.owner_nodes.insert(worker, node);
+                self.elsewhere.note(worker, node);
                 self.remote_owners.insert(worker, link.clone());
                 LinkRole::Remote(worker)
             }

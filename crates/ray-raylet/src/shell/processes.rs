@@ -75,10 +75,14 @@ impl Watchers {
         if let Some(died) = self.dead.get(&worker) {
             return Some(died.clone());
         }
-        self.waiting
-            .entry(worker)
-            .or_default()
-            .push((link.clone(), correlation));
+        let watchers = self.waiting.entry(worker).or_default();
+        // Raylets ask again whenever a notice may have been lost.
+        let known = watchers
+            .iter()
+            .any(|(watcher, number)| watcher.id() == link.id() && *number == correlation);
+        if !known {
+            watchers.push((link.clone(), correlation));
+        }
         None
     }
 
@@ -93,6 +97,11 @@ impl Watchers {
             }
         }
         self.waiting.remove(&worker).unwrap_or_default()
+    }
+
+    /// Whether a process is known to be dead.
+    pub fn is_dead(&self, worker: &WorkerId) -> bool {
+        self.dead.contains_key(worker)
     }
 
     /// One watcher was answered.

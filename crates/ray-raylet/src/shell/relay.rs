@@ -100,6 +100,9 @@ impl Node {
     ) -> Result<(), ray_wire::WireError> {
         if let Some(pending) = self.gcs.pending.remove(&correlation) {
             self.answer(pending.asker, header, payload);
+        } else {
+            // The acknowledgement of a death.
+            self.gcs.deaths.remove(&correlation);
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use super::processes::{Jobs, Watchers};
 use super::signals::Signals;
 use super::spilling::Spiller;
 use super::zygote::ZygoteCommand;
+use crate::elsewhere::Elsewhere;
 use crate::objects::{Owners, RoomQueue};
 use crate::pull::{PullLimits, Pulls};
 use crate::scheduler::LocalScheduler;
@@ -149,7 +150,7 @@ impl Node {
             zygote_backlog: BTreeMap::new(),
             logs,
             owners: Owners::default(),
-            owner_nodes: FxHashMap::default(),
+            elsewhere: Elsewhere::default(),
             room: RoomQueue::default(),
             serving_room: false,
             last_extent_recall_ms: 0,

@@ -322,10 +322,10 @@ impl Node {
             }
         }
         // A copy that a local process published meanwhile is as good.
-        if let Err(error) = self.store.seal(buffer, format, Role::Cache) {
-            if !matches!(error, ray_store::StoreError::AlreadyExists { .. }) {
-                eprintln!("raylet: a received object could not be kept: {error}");
-            }
+        match self.store.seal(buffer, format, Role::Cache) {
+            Ok(_) => self.tell_location(object),
+            Err(ray_store::StoreError::AlreadyExists { .. }) => {}
+            Err(error) => eprintln!("raylet: a received object could not be kept: {error}"),
         }
     }
 
@@ -395,7 +395,7 @@ impl Node {
     }
 
     /// The link to another raylet, opened where there is none. The flag beside a failure: the node is not there at all.
-    fn peer_link(&mut self, node: NodeId) -> Result<Arc<Link>, (String, bool)> {
+    pub(super) fn peer_link(&mut self, node: NodeId) -> Result<Arc<Link>, (String, bool)> {
         if let Some(link) = self.peers.get(&node).filter(|link| link.is_open()) {
             return Ok(link.clone());
         }
@@ -422,6 +422,7 @@ impl Node {
             self.peers.remove(&node);
             self.asked_chunks.retain(|_, asked| asked.node != node);
             self.step_pulls(PullEvent::NodeGone { node, dead: false });
+            self.elsewhere_link_closed(&node);
         }
     }
 
@@ -432,16 +433,6 @@ impl Node {
         }
         self.asked_chunks.retain(|_, asked| asked.node != node);
         self.step_pulls(PullEvent::NodeGone { node, dead: true });
-        let owners: Vec<_> = self
-            .owner_nodes
-            .iter()
-            .filter(|(_, at)| **at == node)
-            .map(|(owner, _)| *owner)
-            .collect();
-        for owner in owners {
-            self.owner_nodes.remove(&owner);
-            self.owner_of_objects_died(owner);
-        }
     }
 }
 

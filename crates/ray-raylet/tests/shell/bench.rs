@@ -256,7 +256,11 @@ impl Session {
     }
 
     pub fn start_gcs(&mut self) {
-        let party = Party::new(Some(gcs_handler(Arc::default())));
+        self.start_gcs_that_knows(Vec::new());
+    }
+
+    pub fn start_gcs_that_knows(&mut self, nodes: Vec<ray_wire::NodeInfo>) {
+        let party = Party::new(Some(gcs_handler(Arc::new(Mutex::new(nodes)))));
         let path = self.directory.join("sockets/gcs");
         let _ = std::fs::remove_file(&path);
         party.reactor.listen_unix(&path).unwrap();

@@ -1,6 +1,7 @@
 //! The raylet's shell in a process of its own: leases, deaths, the zygote, the control plane's absence, the store.
 
 mod bench;
+mod elsewhere;
 mod objects;
 mod roles;
 

@@ -10,12 +10,12 @@ use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 
-struct Store<'a> {
+pub struct Store<'a> {
     driver: &'a Driver,
     client: StoreClient,
 }
 
-fn attach(driver: &Driver) -> Store<'_> {
+pub fn attach(driver: &Driver) -> Store<'_> {
     let welcome = &driver.welcome;
     let slot = ClientSlot {
         number: welcome.store_slot,
@@ -66,7 +66,7 @@ impl Store<'_> {
         Ok(())
     }
 
-    fn put(&self, owner: WorkerId, fill: u8, bytes: usize) -> Result<ObjectId, String> {
+    pub fn put(&self, owner: WorkerId, fill: u8, bytes: usize) -> Result<ObjectId, String> {
         let object = ObjectId::of(TaskId::for_driver(self.driver.job), u32::from(fill) + 1);
         let layout = StoredLayout::plan(FORMAT_BYTES, owner, bytes, &[], 0);
         let mut writer = loop {
@@ -83,11 +83,20 @@ impl Store<'_> {
     }
 
     fn fetch(&self, object: ObjectId, locations: Vec<ray_wire::Address>) -> Result<bool, FetchFailed> {
+        self.fetch_of(None, object, locations)
+    }
+
+    pub fn fetch_of(
+        &self,
+        owner: Option<ray_wire::Address>,
+        object: ObjectId,
+        locations: Vec<ray_wire::Address>,
+    ) -> Result<bool, FetchFailed> {
         let correlation = self.driver.next();
         let message = FetchObject {
             object_id: Bytes::copy_from_slice(object.as_bytes()),
             locations,
-            owner: None,
+            owner,
         };
         self.driver
             .link
@@ -125,7 +134,7 @@ impl Store<'_> {
             .unwrap();
     }
 
-    fn memory(&self) -> serde_json::Value {
+    pub fn memory(&self) -> serde_json::Value {
         self.driver.query(json!({"method": "memory"}))
     }
 }
