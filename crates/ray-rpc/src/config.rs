@@ -203,7 +203,7 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// How long either side of the TCP challenge waits for the other's next message.
     pub handshake_timeout: Duration,
-    /// How many TCP strangers may be in the middle of the challenge at once.
+    /// How many TCP strangers may be in the middle of the challenge at once; for one more the oldest is dropped.
     pub max_half_open: usize,
     /// How long a peer may take to say Hello.
     pub hello_timeout: Duration,

@@ -4,7 +4,8 @@
 //! Invariants:
 //! 1. A TCP peer becomes a link or is handed over only when it has proven the token; not one byte beyond the challenge is
 //!    read before that.
-//! 2. At most `max_half_open` accepted strangers exist at once, each for at most the handshake timeout a message.
+//! 2. At most `max_half_open` accepted strangers exist at once, each for at most the handshake timeout a message; where
+//!    another comes, the oldest goes.
 //! 3. Running out of descriptors pauses a listener and ends nothing.
 
 use std::net::SocketAddr;
@@ -290,10 +291,9 @@ impl Reactor {
         let Some(address) = socket::peer_address(&accepted) else {
             return;
         };
-        let open = self.half_open.load(Ordering::Relaxed);
-        if open >= self.config.max_half_open {
+        if self.half_open.load(Ordering::Relaxed) >= self.config.max_half_open && !self.drop_oldest_stranger() {
             self.refuse(&format!(
-                "{address} was turned away: {open} strangers are in the middle of the challenge already"
+                "{address} was turned away: no stranger is let in (max_half_open)"
             ));
             return;
         }
@@ -318,6 +318,27 @@ impl Reactor {
             }
             Err(error) => self.refuse(&format!("{address} was turned away: {error}")),
         }
+    }
+
+    /// Makes room for another stranger. The oldest goes: who means well is through the challenge in a few round trips,
+    /// so that a flood of those who keep silent does not shut anybody else out.
+    fn drop_oldest_stranger(&self) -> bool {
+        let mut sources = lock(&self.sources);
+        let strangers = sources.iter().filter_map(|(id, source)| match source {
+            Source::HalfOpen(half_open) if matches!(half_open.role, Role::Accepting { .. }) => Some(*id),
+            _ => None,
+        });
+        // Ids count up.
+        let Some(oldest) = strangers.min() else { return false };
+        let taken = sources.remove(&oldest);
+        drop(sources);
+        if let Some(Source::HalfOpen(half_open)) = taken {
+            let _ = epoll::delete(&self.inner, &half_open.socket);
+            let most = self.config.max_half_open;
+            let problem = format!("it was the slowest of {most} strangers in the middle of the challenge");
+            self.fail_half_open(*half_open, CloseCause::Timeout, &problem);
+        }
+        true
     }
 
     fn on_half_open_event(&self, id: u64, mut half_open: Box<HalfOpen>, flags: EventFlags) {

@@ -223,6 +223,36 @@ fn a_flood_of_half_open_strangers_is_capped_and_passes() {
 }
 
 #[test]
+fn a_flood_of_silent_strangers_shuts_nobody_out() {
+    let node = NodeId::from_random();
+    let server = Side::served(Config {
+        max_half_open: 8,
+        handshake_timeout: Duration::from_secs(3_600),
+        ..Config::default()
+    });
+    let address = listen(&server, node);
+    let mut strangers: Vec<_> = (0..40).map(|_| TcpStream::connect(address).unwrap()).collect();
+    // The oldest had to go, one for each beyond the limit.
+    wait_for_refusals(&server, 32);
+    for stranger in &mut strangers[..32] {
+        stranger.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        assert_eq!(stranger.read(&mut [0; 1]).unwrap(), 0);
+    }
+    for stranger in &mut strangers[32..] {
+        stranger.set_nonblocking(true).unwrap();
+        let error = stranger.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    }
+    let client = Side::served(Config::default());
+    let link = client
+        .reactor
+        .connect_tcp(address, Target::raylet(node), token())
+        .unwrap();
+    client.recorder.wait_ready(link.id());
+    wait_for_refusals(&server, 33);
+}
+
+#[test]
 fn a_tcp_link_carries_no_descriptors() {
     let node = NodeId::from_random();
     let server = Side::served(Config::default());
