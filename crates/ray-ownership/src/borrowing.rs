@@ -312,7 +312,8 @@ impl<V: Default> ReferenceTable<V> {
 
     /// A task's execution ends here: which borrows that it covered are kept. They count as registered from now on,
     /// because the caller keeps its own count until the owner knows. What another running task covers as well is left
-    /// to that task's end.
+    /// to that task's end. A borrow whose own registration is under way is listed where this process relays borrows of
+    /// others as well: for those its caller's count is the only protection that is left.
     pub fn end_of_cover(&mut self, task: TaskId) -> Vec<(ObjectId, WorkerId, u64)> {
         let mut retained = Vec::new();
         for object in self.covered.remove(&task).unwrap_or_default() {
@@ -324,10 +325,12 @@ impl<V: Default> ReferenceTable<V> {
                 self.cover_counts.remove(&object);
             }
             if let Some(borrowed) = self.entries.get_mut(&object).and_then(Entry::borrowed_mut) {
-                if borrowed.registration == Registration::Covered {
-                    borrowed.registration = Registration::Registered;
-                    retained.push((object, borrowed.owner, borrowed.generation));
+                match borrowed.registration {
+                    Registration::Covered => borrowed.registration = Registration::Registered,
+                    Registration::Pending if self.relays.iter().any(|(of, _, _)| *of == object) => {}
+                    _ => continue,
                 }
+                retained.push((object, borrowed.owner, borrowed.generation));
             }
         }
         retained

@@ -60,6 +60,36 @@ fn registered_caller() -> (Table, ObjectId) {
     (caller, o)
 }
 
+/// The caller's count must last until the owner has read what this process relays for another one.
+#[test]
+fn a_borrow_with_relays_under_way_is_listed_at_the_end_of_its_task() {
+    let mut borrower = Table::new(worker(BORROWER));
+    let (o, other) = (object(9), worker(4));
+    step(&mut borrower, |t, c| {
+        t.borrow(o, worker(OWNER), Cover::Task(task(1)), (), c)
+    });
+    // A call of it that had the reference as an argument replies: its worker keeps it, and returns it as well.
+    let commands = step(&mut borrower, |t, c| t.relay_borrow(o, other, 1, c));
+    assert_eq!(commands, [add(worker(OWNER), o, other, 1)]);
+    let cover = Cover::Return {
+        task: task(2),
+        worker: other,
+    };
+    let commands = step(&mut borrower, |t, c| t.borrow(o, worker(OWNER), cover, (), c));
+    assert_eq!(commands, [add(worker(OWNER), o, worker(BORROWER), 1)]);
+    assert_eq!(borrower.end_of_cover(task(1)), [(o, worker(OWNER), 1)]);
+    borrower.validate().unwrap();
+    // Where nothing is relayed, and once the owner has answered, there is nothing to list.
+    step(&mut borrower, |t, c| {
+        t.borrow(object(7), worker(OWNER), Cover::Task(task(3)), (), c)
+    });
+    step(&mut borrower, |t, c| t.borrow(object(7), worker(OWNER), cover, (), c));
+    step(&mut borrower, |t, c| {
+        t.borrower_added(object(7), worker(BORROWER), 2, c)
+    });
+    assert_eq!(borrower.end_of_cover(task(3)), []);
+}
+
 #[test]
 fn an_owned_object_is_freed_everywhere_with_its_last_count() {
     let mut owner = Table::new(worker(OWNER));
