@@ -49,6 +49,8 @@ mutations! {
     ForgetWatchAfterReconnection,
     /// A raylet does not tell the control plane of a death that happened while it was away.
     LoseDeathReport,
+    /// A raylet drops what it has to answer while its registration is under way.
+    ForgetHeldAnswers,
     /// A raylet grants one worker to two owners.
     DoubleGrant,
     /// A grant is sometimes lost.

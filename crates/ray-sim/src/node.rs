@@ -51,6 +51,8 @@ pub struct Raylet {
     pub(crate) pending: BTreeMap<u64, (Asker, GcsRequest)>,
     pub(crate) next_correlation: u64,
     pub(crate) actor_watches: BTreeMap<WorkerId, BTreeSet<Vec<u8>>>,
+    /// Answers that the registration under way does not show: they follow its answer.
+    pub(crate) held: Vec<NodeMessage>,
     /// Deaths that the control plane has not acknowledged, by the correlation under which each is told.
     pub(crate) deaths: BTreeMap<u64, WorkerDeathReport>,
     pub(crate) deaths_registered: u64,
@@ -177,6 +179,7 @@ impl World {
             pending: BTreeMap::new(),
             next_correlation: 1,
             actor_watches: BTreeMap::new(),
+            held: Vec::new(),
             deaths: BTreeMap::new(),
             deaths_registered: 0,
             report_sequence: 0,

@@ -46,6 +46,7 @@ impl World {
         };
         raylet.placements_seen = 0;
         raylet.deaths_registered = raylet.next_correlation - 1;
+        raylet.held.clear();
         raylet.report_sequence += 1;
         let mut report = raylet.scheduler.resource_report();
         report.sequence = raylet.report_sequence;
@@ -109,6 +110,16 @@ impl World {
         }
     }
 
+    /// Answers what the control plane asked; after the registration, where one is under way that does not show it.
+    pub(crate) fn answer_gcs(&mut self, node: NodeId, message: NodeMessage) {
+        let forget = self.mutated(Mutation::ForgetHeldAnswers);
+        match self.raylets.get_mut(&node) {
+            Some(raylet) if raylet.registered => self.tell_gcs(node, message),
+            Some(raylet) if raylet.connecting && !forget => raylet.held.push(message),
+            _ => {}
+        }
+    }
+
     pub(crate) fn ask_gcs(&mut self, node: NodeId, asker: Asker, sender: WorkerId, call: GcsCall) {
         let request_id = self.random.next_u64().max(1);
         let Some(raylet) = self.raylets.get_mut(&node) else {
@@ -157,6 +168,9 @@ impl World {
         let watched = raylet.remote_interest(node);
         let known = raylet.ever_registered;
         raylet.ever_registered = true;
+        for held in std::mem::take(&mut raylet.held) {
+            self.tell_gcs(node, held);
+        }
         for info in &message.nodes {
             if let Some(id) = info
                 .address

@@ -135,7 +135,7 @@ impl World {
             Command::CreateActor { worker, message } => {
                 self.send(here, Place::Process(worker), Message::CreateActor(message));
             }
-            Command::AnswerActor(message) => self.tell_gcs_if_registered(node, NodeMessage::ActorCreated(*message)),
+            Command::AnswerActor(message) => self.answer_gcs(node, NodeMessage::ActorCreated(*message)),
             Command::ReportDeath { worker, cause, actor } => {
                 let (actor_id, incarnation) = match actor {
                     Some((actor, incarnation)) => (id_bytes(actor.as_bytes()), incarnation),

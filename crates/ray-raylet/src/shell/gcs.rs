@@ -81,6 +81,8 @@ pub(super) struct GcsLink {
     pub(super) placements: FxHashMap<(Bytes, u64), u64>,
     pub(super) prepared: FxHashMap<(PlacementGroupId, u64), u64>,
     pub(super) committed: FxHashMap<(PlacementGroupId, u64), u64>,
+    /// Answers that came about after the present registration was sent, and which it does not show: they follow its answer.
+    pub(super) held: Vec<(u16, u64, Bytes)>,
     /// Deaths that the control plane has not acknowledged, by the correlation under which each is told.
     pub(super) deaths: BTreeMap<u64, WorkerDeathReport>,
     /// The last of them that the present registration holds.
@@ -111,6 +113,15 @@ impl GcsLink {
         if let Some(link) = self.link.as_ref().filter(|_| self.registered) {
             // A closed link is noticed by `on_closed`.
             let _ = link.send(kind, correlation, header, &[]);
+        }
+    }
+
+    /// Answers what the control plane asked. An answer that the registration under way does not show follows it.
+    pub(super) fn answer(&mut self, kind: u16, correlation: u64, header: Bytes) {
+        if self.registered {
+            self.send(kind, correlation, header);
+        } else if self.link.is_some() {
+            self.held.push((kind, correlation, header));
         }
     }
 
@@ -241,6 +252,7 @@ impl Node {
     fn registration(&mut self) -> RegisterNode {
         self.gcs.placements_seen = 0;
         self.gcs.deaths_registered = self.gcs.next_correlation;
+        self.gcs.held.clear();
         self.gcs.report_sequence += 1;
         let mut report = self.scheduler.resource_report();
         report.sequence = self.gcs.report_sequence;
@@ -381,6 +393,9 @@ impl Node {
         }
         self.gcs.registered = true;
         self.gcs.attempts = 0;
+        for (kind, correlation, header) in std::mem::take(&mut self.gcs.held) {
+            self.gcs.send(kind, correlation, header);
+        }
         self.cancel_timer(Timer::GcsAway);
         self.gcs.cluster_id = message.cluster_id.to_vec();
         if self.gcs.epoch != message.publisher_epoch {
@@ -521,7 +536,7 @@ impl Node {
         let key = (message.actor_id.clone(), message.incarnation);
         let correlation = self.gcs.placements.remove(&key).unwrap_or(0);
         self.gcs
-            .send(kinds::ACTOR_CREATED, correlation, ray_wire::encode(&message));
+            .answer(kinds::ACTOR_CREATED, correlation, ray_wire::encode(&message));
     }
 
     pub(super) fn answer_prepared(&mut self, group: PlacementGroupId, attempt: u64, success: bool) {
@@ -532,7 +547,7 @@ impl Node {
             success,
         };
         self.gcs
-            .send(kinds::BUNDLES_PREPARED, correlation, ray_wire::encode(&message));
+            .answer(kinds::BUNDLES_PREPARED, correlation, ray_wire::encode(&message));
     }
 
     pub(super) fn answer_committed(&mut self, group: PlacementGroupId, attempt: u64) {
@@ -542,7 +557,7 @@ impl Node {
             attempt,
         };
         self.gcs
-            .send(kinds::BUNDLES_COMMITTED, correlation, ray_wire::encode(&message));
+            .answer(kinds::BUNDLES_COMMITTED, correlation, ray_wire::encode(&message));
     }
 
     /// Tells the control plane of a death, now and with each registration until it has acknowledged it.

@@ -260,7 +260,16 @@ impl Session {
     }
 
     pub fn start_gcs_that_knows(&mut self, nodes: Vec<ray_wire::NodeInfo>) {
-        let party = Party::new(Some(gcs_handler(Arc::new(Mutex::new(nodes)))));
+        self.start_gcs_with(Some(gcs_handler(Arc::new(Mutex::new(nodes)))));
+    }
+
+    /// One that answers nothing by itself.
+    pub fn start_silent_gcs(&mut self) {
+        self.start_gcs_with(None);
+    }
+
+    fn start_gcs_with(&mut self, handler: Option<Handler>) {
+        let party = Party::new(handler);
         let path = self.directory.join("sockets/gcs");
         let _ = std::fs::remove_file(&path);
         party.reactor.listen_unix(&path).unwrap();

@@ -3,10 +3,10 @@
 use crate::bench::{until, Driver, RayletProcess, Session};
 use crate::objects::attach;
 use bytes::Bytes;
-use ray_ids::{NodeId, WorkerId};
+use ray_ids::{ActorId, NodeId, WorkerId};
 use ray_wire::{
-    kinds, AddLocation, Address, GcsReply, LeaseBroken, LeaseGranted, NodeDied, NodeInfo, RegisterNode, WatchWorker,
-    WorkerDeathReport, WorkerDied,
+    kinds, ActorCreated, ActorCreation, AddLocation, Address, CreateActor, GcsReply, LeaseBroken, LeaseGranted,
+    NodeDied, NodeInfo, NodeRegistered, RegisterNode, WatchWorker, WorkerDeathReport, WorkerDied,
 };
 use serde_json::json;
 
@@ -72,6 +72,70 @@ fn a_death_is_told_with_each_registration_until_it_is_acknowledged() {
     session.start_gcs();
     let last: RegisterNode = session.gcs().inbox.wait(kinds::REGISTER_NODE);
     assert_eq!(deaths(&last), []);
+}
+
+#[test]
+fn a_creation_that_ends_while_the_registration_is_under_way_is_told_after_it() {
+    let mut session = Session::new("between");
+    let raylet = session.start_raylet(json!({}));
+    let driver = raylet.connect_driver();
+    let (gcs, _) = session.gcs().inbox.wait_for(kinds::REGISTER_NODE, |_| true);
+    let block = session.directory.join("block");
+    std::fs::write(&block, "").unwrap();
+    let message = CreateActor {
+        actor_id: Bytes::copy_from_slice(ActorId::random_in(driver.job).as_bytes()),
+        incarnation: 1,
+        creation: Some(ActorCreation {
+            class_name: block.to_str().unwrap().into(),
+            ..Default::default()
+        }),
+        job_config_json: String::new(),
+    };
+    gcs.send(kinds::PLACE_ACTOR, 9, ray_wire::encode(&message), &[])
+        .unwrap();
+    gcs.send(kinds::PING, 5, Bytes::new(), &[]).unwrap();
+    session
+        .gcs()
+        .inbox
+        .wait_for(kinds::PONG, |frame| frame.correlation == 5);
+    session.gcs = None;
+    session.start_silent_gcs();
+    let (link, frame) = session.gcs().inbox.wait_for(kinds::REGISTER_NODE, |_| true);
+    let register: RegisterNode = ray_wire::decode("RegisterNode", frame.header).unwrap();
+    assert_eq!(register.actors.len(), 1);
+    assert_eq!(register.actors[0].worker, None);
+    // Now the constructor ends, and the registration is answered once the raylet has heard of that.
+    let actor = || {
+        let workers = driver.query(json!({"method": "workers"}));
+        let workers = workers["workers"].as_array().unwrap();
+        let actor = workers.iter().find(|worker| worker["state"] == "actor")?;
+        Some(WorkerId::from_hex(actor["worker_id"].as_str().unwrap()).unwrap())
+    };
+    until("the actor has its worker", || actor().is_some());
+    let worker = actor().unwrap();
+    std::fs::remove_file(&block).unwrap();
+    let to_worker = driver.connect_worker(&Address {
+        worker_id: Bytes::copy_from_slice(worker.as_bytes()),
+        ..Address::default()
+    });
+    driver.command(&to_worker, json!({"status": true}));
+    // What the worker sent before that answer is read by the raylet before it has answered twice.
+    driver.query(json!({"method": "stats"}));
+    driver.query(json!({"method": "stats"}));
+    let answer = NodeRegistered {
+        cluster_id: Bytes::from_static(&[1; 28]),
+        publisher_epoch: 2,
+        ..Default::default()
+    };
+    link.send(
+        kinds::NODE_REGISTERED,
+        frame.correlation,
+        ray_wire::encode(&answer),
+        &[],
+    )
+    .unwrap();
+    let created: ActorCreated = session.gcs().inbox.wait(kinds::ACTOR_CREATED);
+    assert_eq!((created.actor_id, created.failure), (message.actor_id, None));
 }
 
 /// The control plane of this test tells nobody of any death.

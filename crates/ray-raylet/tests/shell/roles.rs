@@ -82,6 +82,11 @@ fn worker_process() {
         };
         if frame.kind == kinds::CREATE_ACTOR {
             let create: CreateActor = ray_wire::decode("CreateActor", frame.header).unwrap();
+            // A constructor that waits until the file is gone that its class is named after.
+            let class = create.creation.map(|creation| creation.class_name).unwrap_or_default();
+            if class.starts_with('/') {
+                crate::bench::until("the constructor may end", || !std::path::Path::new(&class).exists());
+            }
             let created = ActorCreated {
                 actor_id: create.actor_id,
                 incarnation: create.incarnation,
