@@ -52,7 +52,7 @@ test-rust: toolchain $(VENV)/.requirements
 # The lock-free parts under loom. Each crate that has such tests names them loom_*.
 test-loom: toolchain
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="$(CARGO_TARGET_DIR)/loom" \
-	cargo test --release --locked -p ray-rpc -p ray-store --lib loom
+	cargo test --release --locked -p ray-rpc -p ray-store --test 'loom_*'
 
 test-python:
 	@$(PYTEST) -m "$(or $(MARK),not slow)" $(ARGS)

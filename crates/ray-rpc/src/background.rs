@@ -8,6 +8,7 @@
 //! 2. `sleeping_until` is stored before the due times are read a last time, so whoever makes a time due earlier either is
 //!    seen here or sees that this thread sleeps too long.
 //! 3. While any corked link has unsent frames and ticks were asked for, it looks every cork interval.
+//! 4. While it patrols it looks at the links every patrol interval; it stops after one in which nobody led and left.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -64,9 +65,39 @@ impl Background {
         self.running.load(Ordering::SeqCst)
     }
 
-    fn signal(&self) {
+    pub(crate) fn signal(&self) {
         // Edge-triggered like the wake descriptor: nobody needs to read it.
         let _ = rustix::io::write(&self.control, &1u64.to_ne_bytes());
+    }
+}
+
+/// When the background thread looks by itself, and how many turns of others it had seen then.
+#[derive(Default)]
+struct Patrol {
+    turns: u64,
+    due: Option<u64>,
+}
+
+impl Patrol {
+    /// When to look next; never where there is no patrol.
+    fn next(&mut self, reactor: &Reactor) -> u64 {
+        if self.due.is_none() && reactor.token.is_patrolled() {
+            self.turns = reactor.turns.load(Ordering::Relaxed);
+            let interval = Duration::from_micros(u64::from(reactor.config.patrol_us));
+            self.due = Some(reactor.nanos(Instant::now() + interval));
+        }
+        self.due.unwrap_or(NEVER)
+    }
+
+    /// It is due. Whether to look, or else the patrol is over.
+    fn goes_on(&mut self, reactor: &Reactor) -> bool {
+        self.due = None;
+        if reactor.turns.load(Ordering::Relaxed) != self.turns {
+            return true;
+        }
+        // Nobody has led and left: either a thread leads all the time, or all are in user code.
+        reactor.token.end_patrol();
+        false
     }
 }
 
@@ -118,6 +149,7 @@ impl Reactor {
     fn background_main(self: Arc<Self>) {
         let mut events = Vec::with_capacity(4);
         let mut ignore_due = false;
+        let mut patrol = Patrol::default();
         while !self.is_stopping() {
             let tick_ns = u64::from(self.config.cork_limit_us).max(1) * 1000;
             let ticking = self.background.ticking.load(Ordering::SeqCst);
@@ -125,6 +157,8 @@ impl Reactor {
             if ticking {
                 due = due.min(self.nanos(Instant::now()) + tick_ns);
             }
+            let patrol_due = patrol.next(&self);
+            due = due.min(patrol_due);
             self.background.sleeping_until.store(due, Ordering::SeqCst);
             if !ignore_due && self.next_due() < due {
                 self.background.sleeping_until.store(0, Ordering::SeqCst);
@@ -154,7 +188,8 @@ impl Reactor {
                 self.flush_stale();
             }
             ignore_due = false;
-            if links_call || self.next_due() <= self.nanos(Instant::now()) {
+            let looks = patrol_due <= self.nanos(Instant::now()) && patrol.goes_on(&self);
+            if links_call || looks || self.next_due() <= self.nanos(Instant::now()) {
                 if self.token.try_enter() {
                     self.lead_until_idle();
                 } else {

@@ -219,6 +219,11 @@ pub struct Config {
     pub cork_limit_bytes: usize,
     /// Age at which what a corked link has queued is sent all the same.
     pub cork_limit_us: u32,
+    /// How much a Unix socket holds before its sender must wait for it to be read; the operating system may allow less.
+    pub unix_buffer_bytes: usize,
+    /// While threads wait and leave in quick turns, the background thread looks at the links this often, which saves each
+    /// turn the arming of its alarm: what arrives between two turns is served after this long at the latest. 0: never.
+    pub patrol_us: u32,
     /// Faults, for tests.
     pub faults: Option<Arc<dyn FaultPolicy>>,
     /// Lowest and highest protocol version spoken.
@@ -241,6 +246,8 @@ impl Default for Config {
             max_links: 20_000,
             cork_limit_bytes: 64 << 10,
             cork_limit_us: 100,
+            unix_buffer_bytes: 1 << 20,
+            patrol_us: 1000,
             faults: None,
             protocol_versions: (1, 1),
         }

@@ -30,6 +30,10 @@ use crate::stats::{count, Stats, StatsSnapshot};
 use crate::sync::{lock, SleepEnd};
 use crate::token::{Alarm, Entry, LeaderToken, Nudge, Waiter};
 
+/// The pace of turns is looked at once in this many.
+const TURNS_A_LOOK: u64 = 32;
+/// Turns in one patrol interval that are worth a patrol.
+const QUICK_TURNS: u64 = 4;
 /// A time that never comes.
 pub(crate) const NEVER: u64 = u64::MAX;
 /// Epoll data: the upper byte says what the id names.
@@ -146,6 +150,9 @@ pub struct Reactor {
     pub(crate) stopping: AtomicBool,
     pub(crate) leader: Mutex<LeaderState>,
     pub(crate) may_spin: bool,
+    /// How often a waiting thread has led and left, and when that was last looked at.
+    pub(crate) turns: AtomicU64,
+    turns_seen_at: AtomicU64,
     pub(crate) background: Background,
     pub(crate) this: Weak<Reactor>,
 }
@@ -199,6 +206,8 @@ impl Reactor {
             wake_requested: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             leader: Mutex::new(LeaderState::default()),
+            turns: AtomicU64::new(0),
+            turns_seen_at: AtomicU64::new(0),
             background,
             this: this.clone(),
         }))
@@ -283,6 +292,7 @@ impl Reactor {
             };
             if leads {
                 let outcome = self.lead(Some(waiter), deadline);
+                self.note_turn();
                 if outcome == WaitOutcome::Stopped {
                     self.close_everything();
                 }
@@ -493,6 +503,22 @@ impl Reactor {
                 || self.has_closing.load(Ordering::SeqCst))
         {
             self.nudge();
+        }
+    }
+
+    /// A waiting thread has led and left. Where that goes on in quick turns, arming the alarm each time costs more than
+    /// the background thread's looking now and then.
+    fn note_turn(&self) {
+        let turns = self.turns.fetch_add(1, Ordering::Relaxed) + 1;
+        let patrol_us = u64::from(self.config.patrol_us);
+        if turns % TURNS_A_LOOK != 0 || patrol_us == 0 || !self.background.is_running() {
+            return;
+        }
+        let now = self.nanos(Instant::now());
+        let before = self.turns_seen_at.swap(now, Ordering::Relaxed);
+        let quick = now.saturating_sub(before) < patrol_us * 1000 * TURNS_A_LOOK / QUICK_TURNS;
+        if quick && self.token.begin_patrol() {
+            self.background.signal();
         }
     }
 

@@ -166,6 +166,9 @@ impl Reactor {
         peer: Peer,
         prepare: impl FnOnce(&Arc<Link>),
     ) -> Result<Arc<Link>, RpcError> {
+        if matches!(peer, Peer::Unix { .. }) {
+            socket::set_unix_options(&socket, &self.config);
+        }
         let link = self.new_link(peer)?;
         prepare(&link);
         if let Err(error) = self.activate(&link, socket) {
@@ -212,10 +215,20 @@ impl Reactor {
     /// Watches a descriptor of the user (a pipe, a pidfd) for readability, level-triggered:
     /// [`Service::on_descriptor_ready`] is called with `token` until it is drained or unwatched.
     pub fn watch_descriptor(&self, descriptor: BorrowedFd<'_>, token: u64) -> Result<(), RpcError> {
+        self.watch(descriptor, token, EventFlags::IN)
+    }
+
+    /// As [`Self::watch_descriptor`], edge-triggered: [`Service::on_descriptor_ready`] is called each time that there is
+    /// something new, and not again until then, drained or not. For another epoll, whose owner looks into it himself.
+    pub fn watch_descriptor_edges(&self, descriptor: BorrowedFd<'_>, token: u64) -> Result<(), RpcError> {
+        self.watch(descriptor, token, EventFlags::IN | EventFlags::ET)
+    }
+
+    fn watch(&self, descriptor: BorrowedFd<'_>, token: u64, flags: EventFlags) -> Result<(), RpcError> {
         // A duplicate of our own: the user may close theirs at any time without confusing the epoll.
         let descriptor = rustix::io::fcntl_dupfd_cloexec(descriptor, 0)
             .map_err(|error| RpcError::io("watch a descriptor", error))?;
-        self.add_source(Source::Descriptor { descriptor, token }, EventFlags::IN)?;
+        self.add_source(Source::Descriptor { descriptor, token }, flags)?;
         Ok(())
     }
 

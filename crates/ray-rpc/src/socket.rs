@@ -113,6 +113,11 @@ pub(crate) fn peer_address(socket: impl AsFd) -> Option<SocketAddr> {
         .and_then(|address| SocketAddr::try_from(address).ok())
 }
 
+/// Room for some large frames, so that their sender seldom has to wait for the reader. What is not granted is done without.
+pub(crate) fn set_unix_options(socket: &OwnedFd, config: &Config) {
+    let _ = sockopt::set_socket_send_buffer_size(socket, config.unix_buffer_bytes);
+}
+
 pub(crate) fn is_unix(socket: &OwnedFd) -> io::Result<bool> {
     Ok(net::getsockname(socket)?.address_family() == AddressFamily::UNIX)
 }

@@ -7,9 +7,10 @@
 //! Invariants:
 //! 1. At most one thread holds the token.
 //! 2. The token is free only while no unnotified waiter follows and, where there is a background thread, the alarm is
-//!    armed: a wake-up cannot be lost.
+//!    armed or the background thread patrols: a wake-up cannot be lost.
 //! 3. A follower that was promoted holds the token, whatever woke it, until it leaves.
 //! 4. The alarm is armed and disarmed only under the token's lock, so the two never cross.
+//! 5. A patrol begins and ends under the token's lock, and its end arms the alarm if the token is free.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -150,6 +151,8 @@ struct State {
     held: bool,
     armed: bool,
     background: bool,
+    /// The background thread looks by itself every moment, so that leaving need not arm the alarm.
+    patrolled: bool,
     followers: VecDeque<Waiter>,
 }
 
@@ -167,6 +170,7 @@ impl<A: Alarm> LeaderToken<A> {
                 held: false,
                 armed: false,
                 background: false,
+                patrolled: false,
                 followers: VecDeque::new(),
             }),
             alarm,
@@ -220,11 +224,34 @@ impl<A: Alarm> LeaderToken<A> {
             return false;
         }
         state.held = false;
-        if state.background {
+        self.watch(&mut state);
+        true
+    }
+
+    /// A free token is watched by the alarm, where no patrol does.
+    fn watch(&self, state: &mut State) {
+        if state.background && !state.held && !state.armed && !state.patrolled {
             state.armed = true;
             self.alarm.arm();
         }
-        true
+    }
+
+    /// Until `end_patrol` the background thread looks by itself every moment. False: it does already, or there is none.
+    pub fn begin_patrol(&self) -> bool {
+        let mut state = lock(&self.state);
+        state.background && !std::mem::replace(&mut state.patrolled, true)
+    }
+
+    /// Whether the background thread is to look by itself.
+    pub fn is_patrolled(&self) -> bool {
+        lock(&self.state).patrolled
+    }
+
+    /// The background thread relies on the alarm again.
+    pub fn end_patrol(&self) {
+        let mut state = lock(&self.state);
+        state.patrolled = false;
+        self.watch(&mut state);
     }
 
     /// Ends following. True if this thread was promoted meanwhile and holds the token now.
@@ -241,16 +268,14 @@ impl<A: Alarm> LeaderToken<A> {
     pub fn enable_background(&self) {
         let mut state = lock(&self.state);
         state.background = true;
-        if !state.held {
-            state.armed = true;
-            self.alarm.arm();
-        }
+        self.watch(&mut state);
     }
 
     /// The background thread is gone.
     pub fn disable_background(&self) {
         let mut state = lock(&self.state);
         state.background = false;
+        state.patrolled = false;
         if state.armed {
             state.armed = false;
             self.alarm.disarm();
@@ -271,7 +296,10 @@ impl<A: Alarm> LeaderToken<A> {
     pub fn validate(&self) {
         let state = lock(&self.state);
         if !state.held {
-            assert!(!state.background || state.armed, "a free token is watched");
+            assert!(
+                !state.background || state.armed || state.patrolled,
+                "a free token is watched"
+            );
             assert!(
                 state.followers.iter().all(Waiter::is_notified),
                 "nobody follows a free token"

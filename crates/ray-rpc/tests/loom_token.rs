@@ -237,3 +237,36 @@ fn a_notification_from_another_thread_is_never_lost() {
         process.token.validate();
     });
 }
+
+/// While the background thread patrols, leaving arms nothing; the patrol's end does, whatever came before or after it.
+#[test]
+fn what_arrives_during_a_patrol_is_served_after_it() {
+    check(3, || {
+        let process = Process::new(2);
+        let nudge: Arc<dyn Nudge> = process.poller.clone();
+        process.token.enable_background();
+        assert!(process.token.begin_patrol());
+        let background = {
+            let process = Arc::clone(&process);
+            thread::spawn(move || {
+                process.token.end_patrol();
+                process.background();
+            })
+        };
+        let network = {
+            let poller = Arc::clone(&process.poller);
+            thread::spawn(move || {
+                poller.arrive(0);
+                poller.arrive(1);
+            })
+        };
+        process.wait(0, &nudge);
+        network.join().unwrap();
+        while !process.waiters[1].is_notified() {
+            thread::yield_now();
+        }
+        process.token.validate();
+        process.poller.end();
+        background.join().unwrap();
+    });
+}
