@@ -5,6 +5,7 @@ This stub is the contract between the Rust runtime and the Python API. Only modu
 """
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -246,6 +247,9 @@ class CoreWorker:
     def set_current_task(self, task: RunningTask | None) -> None:
         """Makes `task` this thread's current one (pool threads; coroutines set a context variable instead)."""
 
+    def set_task_variable(self, variable: ContextVar[RunningTask | None]) -> None:
+        """Where no current task is set, it is looked for in this context variable. Raises TypeError for what is none."""
+
     def current_task(self) -> RunningTask | None:
         """The call that runs on this thread."""
 
@@ -280,6 +284,22 @@ class Hooks:
     def cross_language_dumps(self, value: Any) -> bytes: ...
     def cross_language_loads(self, data: bytes) -> Any: ...
 
+class EventLoop:
+    """What the selector of an asyncio actor's loop calls, on the main thread."""
+
+    def watch_poller(self, descriptor: int) -> None:
+        """Has `step` return when this poller may have events."""
+
+    def step(self, timeout_s: float | None) -> bool:
+        """Sends answers that wait, waits for something to do (GIL released) and starts the calls that came. Whether the
+        loop's own poller may have events."""
+
+    def load(self, task: RunningTask) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
+        """Function and arguments of a call, fetched where need be. Raises the failure that an argument is. Any thread."""
+
+    def caught_up(self) -> None:
+        """No call waits behind another's arguments any more."""
+
 class Executor:
     """What `run_task_loop` calls, always with the GIL, on the main thread."""
 
@@ -297,13 +317,25 @@ class Executor:
         name, namespace, detached, incarnation. Raises what the constructor raises."""
 
     def method(self, task: RunningTask) -> tuple[Callable[..., Any], str]:
-        """The bound method and how to run it: "main" (called right here by the extension), "thread" or "async"
-        (handed to `run_elsewhere`). Cached by the extension per method name."""
+        """The bound method and how to run it: "main" (called right here by the extension), "thread" (handed to
+        `run_elsewhere`) or "async" (handed to `admit`). Cached by the extension per method name."""
 
     def run_elsewhere(
         self, task: RunningTask, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]
     ) -> None:
-        """Starts the call on a pool thread or the event loop; it must end with `CoreWorker.finish`."""
+        """Starts the call on a pool thread; it must end with `CoreWorker.finish`."""
+
+    runs_event_loop: bool
+
+    def run_event_loop(self, links: EventLoop) -> None:
+        """Runs the actor's event loop, whose selector calls `EventLoop.step`, until `stop_event_loop`."""
+
+    def stop_event_loop(self) -> None: ...
+    def admit(self, task: RunningTask, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> None:
+        """Starts the call on the event loop; it must end with `CoreWorker.finish`."""
+
+    def admit_when_fetched(self, task: RunningTask) -> None:
+        """As `admit`, after `EventLoop.load` on a thread; calls `EventLoop.caught_up` when no call waits behind."""
 
     def run_generator(self, task: RunningTask, generator: Any) -> None:
         """Drives a generator or async generator on this thread: `put_generator_item` for each item."""

@@ -1,5 +1,6 @@
 """Two raylets on one machine: objects, references, actors, groups and streams cross between them."""
 
+import asyncio
 import os
 import time
 
@@ -53,6 +54,11 @@ def where(*_):
 @ray.remote
 def make(n, value=1):
     return np.full(n, value, dtype=np.uint8)
+
+
+@ray.remote(max_retries=0)
+def fails():
+    return 1 // 0
 
 
 @ray.remote
@@ -327,3 +333,45 @@ def test_cancel_on_the_other_node(nodes):
         with pytest.raises((ray.exceptions.TaskCancelledError, ray.exceptions.WorkerCrashedError)):
             ray.get(reference, timeout=20)
         del reference
+
+
+def test_arguments_on_their_way_stop_neither_the_loop_nor_the_order(nodes):
+    """An asyncio actor's loop goes on while the arguments of a call come from another node."""
+
+    @ray.remote(num_cpus=0, resources={"first": 0.01})
+    class Log:
+        def __init__(self):
+            self.seen = []
+            self.ticks = 0
+
+        async def tick(self):
+            while True:
+                self.ticks += 1
+                await asyncio.sleep(0.001)
+
+        async def add(self, value, array=None):
+            self.seen.append((value, 0 if array is None else int(array[-1])))
+            return self.ticks
+
+        async def all(self):
+            return self.seen
+
+    log = Log.remote()
+    ticking = log.tick.remote()
+    # Made on the other node, so that they are fetched when they are used.
+    arrays = [make.options(resources=SECOND).remote(4_000_000, i + 1) for i in range(4)]
+    ray.wait(arrays, num_returns=4, timeout=30, fetch_local=False)
+    before = ray.get(log.add.remote(-1), timeout=30)
+    calls = [log.add.remote(i, arrays[i // 3] if i % 3 == 0 else None) for i in range(12)]
+    assert ray.get(calls, timeout=30)[-1] >= before
+    seen = ray.get(log.all.remote(), timeout=30)
+    assert seen[1:] == [(i, i // 3 + 1 if i % 3 == 0 else 0) for i in range(12)]
+    # A failed argument fails its call alone.
+    lost = fails.options(resources=SECOND).remote()
+    with pytest.raises(ZeroDivisionError):
+        ray.get(log.add.remote(0, lost), timeout=30)
+    assert ray.get(log.add.remote(1), timeout=30) > before
+    ray.cancel(ticking)
+    with pytest.raises(ray.exceptions.TaskCancelledError):
+        ray.get(ticking, timeout=30)
+    ray.kill(log)

@@ -20,6 +20,7 @@ use ray_worker::{
 
 use crate::conversion::{bytes_field, field, id_error, optional, resources, strategy};
 use crate::error::{get_failure, worker_error, RayletError};
+use crate::event_loop::{set_task_variable, task_of_context};
 use crate::execution::RunningTask;
 use crate::handles::{deadline, ActorCore, StreamCore, TaskTemplate};
 use crate::reference::{DynamicObjectRef, ObjectRef};
@@ -53,8 +54,9 @@ pub fn set_current_task(task: Option<Py<RunningTask>>) {
 
 impl Runtime {
     /// The task that this thread runs; a driver's root task outside any.
-    pub fn current_task_id(&self) -> TaskId {
+    pub fn current_task_id(&self, py: Python<'_>) -> TaskId {
         let running = CURRENT_TASK.with(|current| current.borrow().as_ref().map(|task| task.get().incoming.task_id));
+        let running = running.or_else(|| task_of_context(py).map(|task| task.get().incoming.task_id));
         running.unwrap_or_else(|| match self.worker.actor() {
             Some((actor, _)) => TaskId::for_actor_creation(actor),
             None => TaskId::for_driver(self.worker.job_id()),
@@ -250,7 +252,7 @@ impl CoreWorker {
     }
 
     fn current_task_id<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, self.runtime.current_task_id().as_bytes())
+        PyBytes::new(py, self.runtime.current_task_id(py).as_bytes())
     }
 
     fn current_actor_id<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
@@ -354,7 +356,7 @@ impl CoreWorker {
         kwargs: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let arguments = self.runtime.arguments(args, kwargs)?;
-        let parent = self.runtime.current_task_id();
+        let parent = self.runtime.current_task_id(py);
         let worker = &self.runtime.worker;
         let submitted = if is_large(&arguments) {
             py.detach(|| worker.submit_task(&template.template, arguments, parent))
@@ -381,7 +383,7 @@ impl CoreWorker {
             )));
         }
         let arguments = self.runtime.arguments(args, kwargs)?;
-        let parent = self.runtime.current_task_id();
+        let parent = self.runtime.current_task_id(py);
         let worker = &self.runtime.worker;
         let submitted = if is_large(&arguments) {
             py.detach(|| worker.submit_actor_task(actor.actor, &template.template, arguments, parent))
@@ -422,7 +424,7 @@ impl CoreWorker {
             handle_metadata: bytes_field(options, "handle_metadata")?,
             max_pending_calls: optional(options, "max_pending_calls")?.unwrap_or(-1),
         };
-        let parent = self.runtime.current_task_id();
+        let parent = self.runtime.current_task_id(py);
         let worker = &self.runtime.worker;
         let (actor, reference, _) = py
             .detach(|| worker.create_actor(&template.template, arguments, options, parent))
@@ -495,7 +497,7 @@ impl CoreWorker {
 
     fn put(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<ObjectRef> {
         let serialized = serialize::serialize(&self.runtime, value)?;
-        let task = self.runtime.current_task_id();
+        let task = self.runtime.current_task_id(py);
         let worker = &self.runtime.worker;
         let reference = if serialized.size() > ray_wire::INLINE_LIMIT_BYTES {
             py.detach(|| worker.put_serialized(serialized, task))
@@ -682,7 +684,18 @@ impl CoreWorker {
     }
 
     fn current_task(&self, py: Python<'_>) -> Option<Py<RunningTask>> {
-        CURRENT_TASK.with(|current| current.borrow().as_ref().map(|task| task.clone_ref(py)))
+        CURRENT_TASK
+            .with(|current| current.borrow().as_ref().map(|task| task.clone_ref(py)))
+            .or_else(|| task_of_context(py))
+    }
+
+    fn set_task_variable(&self, variable: &Bound<'_, PyAny>) -> PyResult<()> {
+        let kind = variable.py().import("contextvars")?.getattr("ContextVar")?;
+        if !variable.is_instance(&kind)? {
+            return Err(PyTypeError::new_err("a contextvars.ContextVar is needed"));
+        }
+        set_task_variable(variable.clone().unbind());
+        Ok(())
     }
 
     fn current_actor_handle<'py>(&self, py: Python<'py>) -> PyResult<(ActorCore, Bound<'py, PyBytes>)> {

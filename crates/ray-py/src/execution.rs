@@ -19,9 +19,11 @@ use ray_wire::layout::{FORMAT_EXCEPTION, FORMAT_NONE};
 use ray_wire::{LeaseAssigned, NUM_RETURNS_DYNAMIC, NUM_RETURNS_STREAMING};
 use ray_worker::{Incoming, Outcome, Serialized, Work};
 
+use crate::call_arguments::call_arguments;
 use crate::core::{set_current_task, Runtime};
-use crate::error::{get_failure, take_raised, worker_error};
-use crate::serialize::{self, Reading};
+use crate::error::{take_raised, worker_error};
+use crate::event_loop;
+use crate::serialize;
 
 /// A call being executed.
 #[pyclass(module = "ray._raylet", frozen, weakref)]
@@ -110,14 +112,24 @@ impl RunningTask {
     }
 }
 
+impl RunningTask {
+    /// A call that is about to run.
+    pub fn new(py: Python<'_>, incoming: Arc<Incoming>, executor: &Py<PyAny>) -> Self {
+        Self {
+            incoming,
+            next_item: AtomicU64::new(0),
+            finished: AtomicBool::new(false),
+            executor: executor.clone_ref(py),
+        }
+    }
+}
+
 /// What the loop of the main thread keeps.
 struct Loop<'a> {
     runtime: &'a Runtime,
     executor: &'a Py<PyAny>,
     functions: HashMap<Bytes, Py<PyAny>>,
     methods: HashMap<Bytes, (Py<PyAny>, Place)>,
-    /// Calls run on an event loop or a pool, so that the next one can be handed over at once.
-    elsewhere: bool,
 }
 
 /// Where a method runs.
@@ -135,20 +147,19 @@ thread_local! {
 /// Runs what is pushed here until the worker is to leave.
 pub fn run(py: Python<'_>, runtime: &Runtime, executor: &Py<PyAny>) -> PyResult<()> {
     runtime.worker.begin_execution();
+    if event_loop::is_wanted(py, executor)? {
+        return event_loop::run(py, runtime, executor);
+    }
     let mut state = Loop {
         runtime,
         executor,
         functions: HashMap::new(),
         methods: HashMap::new(),
-        elsewhere: false,
     };
     loop {
-        // Giving the interpreter's lock away between two calls that are only handed over costs more than both.
-        let here = if state.elsewhere {
-            runtime.worker.next_work_here()
-        } else {
-            None
-        };
+        // Giving the interpreter's lock away between two calls costs more than a short call; threads that want it get it
+        // from the calls' own code.
+        let here = runtime.worker.next_work_here();
         match here.or_else(|| py.detach(|| runtime.worker.next_work())) {
             None => match take_raised() {
                 // A cancellation that came too late for its task, or Ctrl-C, which is the driver's to handle.
@@ -170,12 +181,18 @@ pub fn run(py: Python<'_>, runtime: &Runtime, executor: &Py<PyAny>) -> PyResult<
                     .bind(py)
                     .call_method1(intern!(py, "prepare_lease"), (lease_dict(py, &lease)?,))?;
             }
-            Some(Work::Task(incoming)) => state.run_one(py, incoming)?,
+            Some(Work::Task(incoming)) => {
+                let makes_actor = incoming.creation.is_some();
+                state.run_one(py, incoming)?;
+                if makes_actor && event_loop::is_wanted(py, executor)? {
+                    return event_loop::run(py, runtime, executor);
+                }
+            }
         }
     }
 }
 
-fn lease_dict<'py>(py: Python<'py>, lease: &LeaseAssigned) -> PyResult<Bound<'py, PyDict>> {
+pub fn lease_dict<'py>(py: Python<'py>, lease: &LeaseAssigned) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     let loads = py.import("json")?.getattr("loads")?;
     let instances = if lease.resource_instances_json.is_empty() {
@@ -192,15 +209,7 @@ fn lease_dict<'py>(py: Python<'py>, lease: &LeaseAssigned) -> PyResult<Bound<'py
 
 impl Loop<'_> {
     fn run_one(&mut self, py: Python<'_>, incoming: Arc<Incoming>) -> PyResult<()> {
-        let task = Bound::new(
-            py,
-            RunningTask {
-                incoming: incoming.clone(),
-                next_item: AtomicU64::new(0),
-                finished: AtomicBool::new(false),
-                executor: self.executor.clone_ref(py),
-            },
-        )?;
+        let task = Bound::new(py, RunningTask::new(py, incoming.clone(), self.executor))?;
         set_current_task(Some(task.clone().unbind()));
         let outcome = self.call(py, &task);
         let result = match outcome {
@@ -241,7 +250,7 @@ impl Loop<'_> {
         let executor = self.executor.bind(py);
         if let Some(creation) = &incoming.creation {
             let class = self.function(py, task)?;
-            let (args, kwargs) = self.arguments(py, &incoming)?;
+            let (args, kwargs) = call_arguments(py, self.runtime, &incoming)?;
             let facts = PyDict::new(py);
             facts.set_item("class_name", &creation.class_name)?;
             facts.set_item("is_async", creation.is_async)?;
@@ -274,7 +283,7 @@ impl Loop<'_> {
             return self.call_method(py, task, &incoming);
         }
         let function = self.function(py, task)?;
-        let (args, kwargs) = self.arguments(py, &incoming)?;
+        let (args, kwargs) = call_arguments(py, self.runtime, &incoming)?;
         self.run_here(py, task, &function, &args, &kwargs)
     }
 
@@ -296,9 +305,12 @@ impl Loop<'_> {
         kwargs: &Bound<'py, PyDict>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         self.begin(py, &task.get().incoming, true)?;
-        let value = function
-            .call(args.to_tuple(), Some(kwargs))
-            .and_then(|value| self.drive(py, task, value));
+        let called = match (args.is_empty(), kwargs.is_empty()) {
+            (true, true) => function.call0(),
+            (_, true) => function.call1(args.to_tuple()),
+            _ => function.call(args.to_tuple(), Some(kwargs)),
+        };
+        let value = called.and_then(|value| self.drive(py, task, value));
         self.runtime.worker.user_code_ended();
         value.map(Some)
     }
@@ -310,19 +322,19 @@ impl Loop<'_> {
         incoming: &Arc<Incoming>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let executor = self.executor.bind(py);
-        let key = Bytes::copy_from_slice(incoming.template.method_name.as_bytes());
-        let (function, place) = match self.methods.get(&key) {
+        let name = incoming.template.method_name.as_bytes();
+        let (function, place) = match self.methods.get(name) {
             Some((function, place)) => (function.bind(py).clone(), *place),
             None => {
                 let found = executor.call_method1(intern!(py, "method"), (task,))?;
                 let (function, mode): (Bound<'py, PyAny>, String) = found.extract()?;
                 let place = if mode == "main" { Place::Main } else { Place::Elsewhere };
-                self.methods.insert(key, (function.clone().unbind(), place));
+                let name = Bytes::copy_from_slice(name);
+                self.methods.insert(name, (function.clone().unbind(), place));
                 (function, place)
             }
         };
-        self.elsewhere = place == Place::Elsewhere;
-        let (args, kwargs) = self.arguments(py, incoming)?;
+        let (args, kwargs) = call_arguments(py, self.runtime, incoming)?;
         if place == Place::Elsewhere {
             self.begin(py, incoming, false)?;
             executor.call_method1(intern!(py, "run_elsewhere"), (task, function, args, kwargs))?;
@@ -372,57 +384,6 @@ impl Loop<'_> {
         self.functions
             .insert(template.function_id.clone(), function.clone().unbind());
         Ok(function)
-    }
-
-    #[allow(clippy::type_complexity)]
-    fn arguments<'py>(
-        &self,
-        py: Python<'py>,
-        incoming: &Arc<Incoming>,
-    ) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyDict>)> {
-        let reading = Reading {
-            runtime: self.runtime.clone(),
-            task: Some(incoming.task_id),
-            outer: None,
-        };
-        let worker = &self.runtime.worker;
-        let pair = match (&incoming.values, &incoming.values_reference) {
-            (Some(values), _) => Some(serialize::deserialize_inline(py, reading.clone(), values)?),
-            (None, Some(argument)) => {
-                let (value, _keep) = py
-                    .detach(|| worker.resolve_argument(incoming, argument))
-                    .map_err(|failure| get_failure(py, failure, None))?;
-                Some(serialize::deserialize(py, reading.clone(), &value)?)
-            }
-            (None, None) => None,
-        };
-        let (positional, keywords) = match pair {
-            Some(pair) => {
-                let (positional, keywords): (Bound<'py, PyAny>, Bound<'py, PyAny>) = pair.extract()?;
-                (positional.cast_into::<PyList>()?, keywords.cast_into::<PyDict>()?)
-            }
-            None => (PyList::empty(py), PyDict::new(py)),
-        };
-        for argument in &incoming.references {
-            let (value, keep) = py
-                .detach(|| worker.resolve_argument(incoming, argument))
-                .map_err(|failure| get_failure(py, failure, None))?;
-            let within = Reading {
-                outer: keep.as_ref().map(|reference| reference.id()),
-                ..reading.clone()
-            };
-            let value = serialize::deserialize(py, within, &value)?;
-            if !argument.keyword.is_empty() {
-                keywords.set_item(&argument.keyword, value)?;
-            } else {
-                // Without by-value arguments the list has no places yet.
-                while positional.len() <= argument.index as usize {
-                    positional.append(py.None())?;
-                }
-                positional.set_item(argument.index as usize, value)?;
-            }
-        }
-        Ok((positional, keywords))
     }
 }
 
@@ -502,8 +463,8 @@ pub fn finish(
             }
         });
     }
-    // A small answer that only waits in a queue is not worth giving the interpreter's lock away.
-    let replied = if corked && is_small(&outcome) {
+    // A small answer is not worth giving the interpreter's lock away: sending one never waits.
+    let replied = if is_small(&outcome) {
         worker.reply(&task.incoming, outcome, true)
     } else {
         py.detach(|| worker.reply(&task.incoming, outcome, corked))
@@ -529,7 +490,7 @@ fn is_small(outcome: &Outcome) -> bool {
 }
 
 /// The exception with its traceback, which only taking it out of a `PyErr` sets.
-fn raised(py: Python<'_>, error: PyErr) -> Bound<'_, PyAny> {
+pub fn raised(py: Python<'_>, error: PyErr) -> Bound<'_, PyAny> {
     error.into_value(py).into_bound(py).into_any()
 }
 

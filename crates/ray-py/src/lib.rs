@@ -7,12 +7,14 @@
 //! 1. No thread of the runtime takes the interpreter's lock; only threads that Python called do.
 //! 2. Hooks of the language run with no lock of the runtime held.
 
+mod call_arguments;
 mod completions;
 mod conversion;
 mod core;
 mod core_cluster;
 mod daemons;
 mod error;
+mod event_loop;
 mod execution;
 mod handles;
 mod reference;
@@ -45,6 +47,7 @@ fn _raylet(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<handles::StreamCore>()?;
     module.add_class::<completions::CompletionQueue>()?;
     module.add_class::<execution::RunningTask>()?;
+    module.add_class::<event_loop::EventLoop>()?;
     module.add_class::<core::CoreWorker>()?;
     module.add_function(wrap_pyfunction!(reference::rebuild_reference, module)?)?;
     module.add_function(wrap_pyfunction!(reference::rebuild_references, module)?)?;

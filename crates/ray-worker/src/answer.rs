@@ -4,6 +4,7 @@
 //! 1. A reply leaves after what its returns contain is held and what the worker keeps is listed.
 //! 2. A generator's item waits while its consumer is too far behind, and never for a consumer that is gone.
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -147,7 +148,9 @@ impl CoreWorker {
         reply.generator_items = self.items_sent(task);
         reply.wants_acknowledgement |= task.template.num_returns < 0 && reply.generator_items > 0;
         reply.retained = self.end_cover(task);
-        let more = self.end_execution(task, &mut reply) || corked;
+        // Where an event loop runs the calls, the next one's answer may be long in coming.
+        let next_waits = self.end_execution(task, &mut reply);
+        let more = corked || (next_waits && !self.0.execution.runs_event_loop.load(Ordering::Acquire));
         if more {
             task.link.cork();
         }

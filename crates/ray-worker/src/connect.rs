@@ -117,6 +117,12 @@ impl Service for Doorway {
         }
     }
 
+    fn on_descriptor_ready(&self, token: u64) {
+        if let Some(service) = self.service.get() {
+            service.on_descriptor_ready(token);
+        }
+    }
+
     fn on_timer(&self, now: Instant) -> Option<Instant> {
         self.service.get().and_then(|service| service.on_timer(now))
     }

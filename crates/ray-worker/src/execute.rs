@@ -8,7 +8,7 @@
 //! 4. A reply leaves after what its returns contain is held and what the worker keeps is listed.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
@@ -156,6 +156,9 @@ pub(crate) struct ExecutionQueue {
     pub(crate) state: Mutex<ExecutionState>,
     pub(crate) waiter: Waiter,
     pub(crate) depth: AtomicU32,
+    /// Calls run on an event loop of the main thread.
+    pub(crate) runs_event_loop: AtomicBool,
+    pub(crate) poller_has_news: AtomicBool,
     pub(crate) main_thread: OnceLock<(ThreadId, libc::pthread_t)>,
 }
 

@@ -3,7 +3,10 @@
 //! Invariants:
 //! 1. Before user code of a lease's call runs, its sequence is in the evidence word.
 //! 2. A plain task that waits holds no unstarted call of its owner: they go back first.
+//! 3. Where an event loop runs on this thread, its poller's news are noted before the thread is woken, and taken before
+//!    the poller is looked at, so that none is missed.
 
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,7 +24,18 @@ use crate::WorkerError;
 
 use crate::execute::*;
 
+/// Under which the reactor watches an event loop's poller.
+const TOKEN_EVENT_LOOP: u64 = 1;
+
 impl Inner {
+    /// A descriptor that is watched has news: there is only the event loop's poller.
+    pub fn on_descriptor_ready(&self, token: u64) {
+        if token == TOKEN_EVENT_LOOP {
+            self.execution.poller_has_news.store(true, Ordering::Release);
+            self.execution.waiter.notify();
+        }
+    }
+
     /// A thread is about to wait. A plain task on the main thread frees its CPU and gives back what it has not started.
     pub fn blocked(&self, what: &str) -> Blocked<'_> {
         let lease = {
@@ -104,25 +118,64 @@ impl CoreWorker {
     /// What to do next; waits for it. `None` after a signal, so that the language can look at it.
     pub fn next_work(&self) -> Option<Work> {
         loop {
-            if let Some(work) = self.next_work_here() {
+            if let Some(work) = self.next_work_here().or_else(|| self.reason_to_exit()) {
                 return Some(work);
             }
-            if self.0.shut_down.load(Ordering::Acquire) {
-                return Some(Work::Exit("the runtime was shut down".into()));
-            }
-            if let Some(reason) = &self.0.lock().raylet_gone {
-                return Some(Work::Exit(format!("the raylet is gone: {reason}")));
-            }
-            match self
-                .0
-                .reactor
-                .wait(&self.0.execution.waiter, Some(Instant::now() + 10 * WAIT_SLICE))
-            {
+            let limit = Instant::now() + 10 * WAIT_SLICE;
+            match self.0.reactor.wait(&self.0.execution.waiter, Some(limit)) {
                 WaitOutcome::Interrupted if interrupted() => return None,
                 WaitOutcome::Stopped => return Some(Work::Exit("the runtime was stopped".into())),
                 _ => {}
             }
         }
+    }
+
+    /// Why no further work can come, as work.
+    pub fn reason_to_exit(&self) -> Option<Work> {
+        if self.0.shut_down.load(Ordering::Acquire) {
+            return Some(Work::Exit("the runtime was shut down".into()));
+        }
+        let state = self.0.lock();
+        let reason = state.raylet_gone.as_ref()?;
+        Some(Work::Exit(format!("the raylet is gone: {reason}")))
+    }
+
+    /// An event loop runs on the thread that runs work; `poller` is what it sleeps on for everything else.
+    pub fn watch_event_loop(&self, poller: BorrowedFd<'_>) -> Result<(), WorkerError> {
+        self.0.reactor.watch_descriptor_edges(poller, TOKEN_EVENT_LOOP)?;
+        self.0.execution.runs_event_loop.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Waits for work or for news of the event loop's poller, at most until the deadline, or until a signal.
+    pub fn wait_for_event_loop(&self, deadline: Option<Instant>) {
+        let execution = &self.0.execution;
+        let longest = Instant::now() + 10 * WAIT_SLICE;
+        let deadline = deadline.map_or(longest, |deadline| deadline.min(longest));
+        while !execution.poller_has_news.load(Ordering::Acquire) && !self.has_work() {
+            match self.0.reactor.wait(&execution.waiter, Some(deadline)) {
+                WaitOutcome::Notified => {}
+                _ => return,
+            }
+        }
+    }
+
+    /// Whether work is here.
+    pub fn has_work(&self) -> bool {
+        !lock(&self.0.execution.state).work.is_empty()
+    }
+
+    /// Whether the event loop's poller may have something since this was asked last.
+    pub fn take_poller_news(&self) -> bool {
+        self.0.execution.poller_has_news.swap(false, Ordering::AcqRel)
+    }
+
+    /// Whether every argument of the call can be read without waiting for another node or the disk.
+    pub fn arguments_are_here(&self, task: &Incoming) -> bool {
+        let mut arguments = task.references.iter().chain(&task.values_reference);
+        arguments.all(|argument| {
+            argument.value.is_some() || self.0.store().is_ok_and(|store| store.contains(&argument.object))
+        })
     }
 
     /// User code of the call begins, on the main thread or elsewhere. False: it was cancelled before.

@@ -519,6 +519,10 @@ impl Service for WorkerService {
         self.link_closed(link, reason);
     }
 
+    fn on_descriptor_ready(&self, token: u64) {
+        self.core.on_descriptor_ready(token);
+    }
+
     fn on_timer(&self, now: Instant) -> Option<Instant> {
         let core = &*self.core;
         let mut state = core.lock();

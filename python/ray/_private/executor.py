@@ -1,25 +1,28 @@
 """Runs calls in a worker: what the extension's task loop calls back into.
 
 Plain tasks and the methods of plain actors run on the main thread, called by the extension itself. Threaded actors
-use a pool for each concurrency group. Asyncio actors have one event loop on a thread of its own, where each group
-admits as many calls as its limit.
+use a pool for each concurrency group. Asyncio actors have one event loop, which runs on the main thread too: where it
+would sleep it serves the links (`_LinkSelector`). Each of its groups admits as many calls as its limit.
 
-Invariant: 1. A call that `run_elsewhere` took over ends with exactly one `CoreWorker.finish`.
+Invariants:
+1. A call that `run_elsewhere`, `admit` or `admit_when_fetched` took over ends with exactly one `CoreWorker.finish`.
+2. The loop's own poller is looked at before it sleeps again, whenever it may have something.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import json
 import logging
 import os
+import selectors
 import sys
-import threading
 import time
 import types
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +34,7 @@ from ray._private.object_ref_generator import DynamicObjectRefGenerator
 from ray._private.worker import global_worker, watch_blocking_gets
 
 if TYPE_CHECKING:
-    from ray._raylet import CoreWorker, RunningTask
+    from ray._raylet import CoreWorker, EventLoop, RunningTask
 
 logger = logging.getLogger(__name__)
 
@@ -41,30 +44,29 @@ _DEFAULT_GROUP = ""
 _GENERATOR_TYPES = (types.GeneratorType, types.AsyncGeneratorType)
 
 
-@types.coroutine
-def _in_task(core: CoreWorker, task: RunningTask, coroutine: Any) -> Generator[Any, Any, Any]:
-    """Runs `coroutine` with `task` as the thread's current one during each of its steps, and only then."""
-    sent: Any = None
-    thrown: BaseException | None = None
-    while True:
-        core.set_current_task(task)
-        try:
-            waited = coroutine.send(sent) if thrown is None else coroutine.throw(thrown)
-        except StopIteration as stop:
-            return stop.value
-        finally:
-            core.set_current_task(None)
-        try:
-            sent, thrown = (yield waited), None
-        except GeneratorExit:
-            coroutine.close()
-            raise
-        except BaseException as error:
-            sent, thrown = None, error
+class _LinkSelector(selectors.EpollSelector):
+    """Sleeps in the runtime, which serves the links meanwhile and wakes for the loop's own poller as well."""
+
+    # What sleeps and starts the calls that came; returns whether the poller may have events. None: not yet.
+    step: Callable[[float | None], bool] | None = None
+    # Whether the poller may have more than the last look showed.
+    unsure = True
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """What is ready, at once or after `timeout` seconds at most."""
+        step = self.step
+        if step is None:
+            self.unsure = True
+            return super().select(timeout)
+        if step(0.0 if self.unsure else timeout) or self.unsure:
+            events = super().select(0)
+            self.unsure = bool(events)
+            return events
+        return []
 
 
 class _Group:
-    """A concurrency group of an asyncio actor: how many calls run, and which wait. Used on the loop's thread only."""
+    """A concurrency group of an asyncio actor: how many calls run, and which wait."""
 
     __slots__ = ("limit", "running", "waiting")
 
@@ -90,12 +92,12 @@ class Executor:
         self._pools: dict[str, ThreadPoolExecutor] = {}
         self._groups: dict[str, _Group] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._selector: _LinkSelector | None = None
+        self._links: EventLoop | None = None
         self._coroutines: dict[bytes, asyncio.Task[None]] = {}
-        # Calls on their way to the loop's thread, and whether it has been told of them.
-        self._handed: deque[tuple[RunningTask, Callable[..., Any], list[Any], dict[str, Any]]] = deque()
-        self._told = False
-        # Answers of the loop wait for the end of its turn.
-        self._corked = False
+        # The call whose arguments are being fetched, and those that came after it.
+        self._unfetched: deque[RunningTask] = deque()
+        self._fetcher: ThreadPoolExecutor | None = None
         # Which devices the node lets its workers see at all, before any lease narrows it down.
         self._node_devices = {
             name: os.environ.get(variable) for name, variable in ray_constants.VISIBLE_DEVICES_VARIABLES.items()
@@ -249,20 +251,13 @@ class Executor:
     def run_elsewhere(
         self, task: RunningTask, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]
     ) -> None:
-        """Starts a call on a pool's thread or on the event loop."""
+        """Starts a call on a pool's thread."""
         group = task.concurrency_group
-        if self._loop is not None:
-            self._handed.append((task, function, args, kwargs))
-            if not self._told:
-                # Set before the loop is told, as the loop takes it back before it looks.
-                self._told = True
-                self._loop.call_soon_threadsafe(self._admit_handed)
+        pool = self._pools.get(group)
+        if pool is None:
+            self.core.finish(task, None, self._no_group(group))
         else:
-            pool = self._pools.get(group)
-            if pool is None:
-                self.core.finish(task, None, self._no_group(group))
-            else:
-                pool.submit(self._run_on_thread, task, function, args, kwargs)
+            pool.submit(self._run_on_thread, task, function, args, kwargs)
 
     def _no_group(self, group: str) -> ValueError:
         known = [name for name in (*self._pools, *self._groups) if name]
@@ -290,13 +285,10 @@ class Executor:
     # --- the event loop ---
 
     def _start_loop(self) -> None:
-        loop = self._loop = asyncio.new_event_loop()
-
-        def run() -> None:
-            asyncio.set_event_loop(loop)
-            loop.run_forever()
-
-        threading.Thread(target=run, name="AsyncIO Thread: default", daemon=True).start()
+        self._selector = _LinkSelector()
+        loop = self._loop = asyncio.SelectorEventLoop(self._selector)
+        asyncio.set_event_loop(loop)
+        self.core.set_task_variable(async_compat.current_task)
 
         def blocks() -> bool:
             return asyncio._get_running_loop() is loop
@@ -304,26 +296,66 @@ class Executor:
         watch_blocking_gets(blocks)
 
     def _on_loop(self, task: RunningTask, cls: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """Runs the constructor on the loop's thread, where it may use the loop."""
+        """Runs the constructor in the loop, which it may use. No call comes before it is done."""
 
         async def construct() -> Any:
             async_compat.current_task.set(task)
-            self.core.set_current_task(task)
-            try:
-                return cls(*args, **kwargs)
-            finally:
-                self.core.set_current_task(None)
+            return cls(*args, **kwargs)
 
         assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(construct(), self._loop).result()
+        return self._loop.run_until_complete(construct())
 
-    def _admit_handed(self) -> None:
-        self._told = False
-        handed = self._handed
-        while handed:
-            self._admit(*handed.popleft())
+    @property
+    def runs_event_loop(self) -> bool:
+        """Whether this worker is an asyncio actor, which `run_event_loop` serves."""
+        return self._loop is not None
 
-    def _admit(self, task: RunningTask, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> None:
+    def run_event_loop(self, links: EventLoop) -> None:
+        """Runs the loop until `stop_event_loop`. Raises SystemExit and KeyboardInterrupt of asyncio tasks of the
+        actor's own."""
+        assert self._loop is not None and self._selector is not None
+        if self._links is None:
+            links.watch_poller(self._selector.fileno())
+        self._links = links
+        self._selector.unsure = True
+        self._selector.step = links.step
+        try:
+            self._loop.run_forever()
+        finally:
+            self._selector.step = None
+
+    def stop_event_loop(self) -> None:
+        """Ends `run_event_loop` after this turn."""
+        assert self._loop is not None
+        self._loop.stop()
+
+    def admit_when_fetched(self, task: RunningTask) -> None:
+        """Starts a call whose arguments are on their way, or that came after such a one."""
+        self._unfetched.append(task)
+        if len(self._unfetched) == 1:
+            self._fetch_next()
+
+    def _fetch_next(self) -> None:
+        assert self._loop is not None and self._links is not None
+        if self._fetcher is None:
+            self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="ray-arguments")
+        self._loop.run_in_executor(self._fetcher, self._links.load, self._unfetched[0]).add_done_callback(self._fetched)
+
+    def _fetched(self, loaded: asyncio.Future[tuple[Callable[..., Any], list[Any], dict[str, Any]]]) -> None:
+        assert self._links is not None
+        task = self._unfetched.popleft()
+        error = loaded.exception()
+        if error is not None:
+            self.core.finish(task, None, error)
+        else:
+            self.admit(task, *loaded.result())
+        if self._unfetched:
+            self._fetch_next()
+        else:
+            self._links.caught_up()
+
+    def admit(self, task: RunningTask, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> None:
+        """Starts a call on the event loop, or has it wait for its turn in its concurrency group."""
         group = self._groups.get(task.concurrency_group)
         if group is None:
             self.core.finish(task, None, self._no_group(task.concurrency_group))
@@ -350,16 +382,12 @@ class Executor:
         try:
             if core.is_cancelled(task):
                 raise asyncio.CancelledError
-            core.set_current_task(task)
-            try:
-                value = function(*args, **kwargs)
-            finally:
-                core.set_current_task(None)
+            value = function(*args, **kwargs)
             awaited = type(value) is types.CoroutineType
             if awaited:
-                value = await _in_task(core, task, value)
+                value = await value
             if type(value) in _GENERATOR_TYPES or (not awaited and inspect.isawaitable(value)):
-                value = await _in_task(core, task, self._settle_on_loop(task, value, awaited))
+                value = await self._settle_on_loop(task, value, awaited)
         except BaseException as caught:
             value, error = None, caught
         self._coroutines.pop(task.task_id, None)
@@ -367,18 +395,10 @@ class Executor:
         while group.waiting and group.running < group.limit:
             self._start(group, *group.waiting.popleft())
         if self._coroutines:
-            # Others may end in this turn of the loop too: one write for all their answers.
+            # Others may end in this turn of the loop too: one write for all their answers, before its next turn.
             core.finish(task, value, error, True)
-            if not self._corked:
-                self._corked = True
-                assert self._loop is not None
-                self._loop.call_soon(self._flush_replies)
         else:
             core.finish(task, value, error)
-
-    def _flush_replies(self) -> None:
-        self._corked = False
-        self.core.flush_replies()
 
     async def _settle_on_loop(self, task: RunningTask, value: Any, awaited: bool) -> Any:
         """What a method returned may have to be awaited, or give items."""
@@ -409,7 +429,7 @@ class Executor:
     def cancel_elsewhere(self, task_id: bytes) -> None:
         """Cancels a coroutine that runs or waits for its turn. Threads cannot be interrupted."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._cancel, task_id)
+            self._cancel(task_id)
 
     def _cancel(self, task_id: bytes) -> None:
         running = self._coroutines.get(task_id)
@@ -432,18 +452,20 @@ class Executor:
             for thread in list(pool._threads):
                 thread.join(max(0.0, deadline - time.monotonic()))
         if self._loop is not None:
-            finished = threading.Event()
 
             async def wait_for_calls() -> None:
-                while self._coroutines or any(group.waiting for group in self._groups.values()):
-                    await asyncio.wait([*self._coroutines.values()], return_when=asyncio.FIRST_COMPLETED)
-                    # What they admitted starts with the loop's next turn.
-                    await asyncio.sleep(0)
-                finished.set()
+                while self._unfetched or self._coroutines or any(group.waiting for group in self._groups.values()):
+                    running = [*self._coroutines.values()]
+                    if running:
+                        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    # What they admitted starts with the loop's next turn; arguments come from a thread.
+                    await asyncio.sleep(0 if running else 0.01)
+                    self.core.flush_replies()
 
-            # Calls that were handed over before this one are admitted before it runs.
-            asyncio.run_coroutine_threadsafe(wait_for_calls(), self._loop)
-            finished.wait(max(0.0, deadline - time.monotonic()))
+            left = max(0.0, deadline - time.monotonic())
+            with contextlib.suppress(asyncio.TimeoutError):
+                self._loop.run_until_complete(asyncio.wait_for(wait_for_calls(), left))
+            self.core.flush_replies()
 
     # --- generators ---
 
