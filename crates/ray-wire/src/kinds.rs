@@ -135,6 +135,10 @@ kinds! {
     REPORT_LOST = 94;
     /// D→actor: `CallerHello`: the caller's incarnation and the sequence it resumes at.
     CALLER_HELLO = 95;
+    /// D↔D of another node: `SessionResume`, the first frame each way on a link of theirs.
+    SESSION_RESUME = 96;
+    /// D↔D of another node: `SessionAcknowledge`, now and then.
+    SESSION_ACKNOWLEDGE = 97;
 
     // --- control plane ---
     /// R→G first frame: `RegisterNode`, answered by `NODE_REGISTERED`.

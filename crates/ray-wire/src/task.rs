@@ -261,3 +261,18 @@ pub struct CallerHello {
     #[prost(bytes = "bytes", tag = "3")]
     pub actor_id: Bytes,
 }
+
+/// The first word of a process on a link to a process of another node: what it took in over the links before. The rest is
+/// sent again.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct SessionResume {
+    #[prost(uint64, tag = "1")]
+    pub received: u64,
+}
+
+/// So many frames were taken in, so that the sender need not keep them.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct SessionAcknowledge {
+    #[prost(uint64, tag = "1")]
+    pub received: u64,
+}

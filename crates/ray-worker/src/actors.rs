@@ -64,6 +64,8 @@ pub(crate) struct ActorEntry {
     /// The highest incarnation that was alive, as far as is known here.
     pub incarnation: u64,
     pub was_alive: bool,
+    /// Where that was.
+    pub worker: Option<WorkerId>,
     pub pending_reason: String,
     pub class_name: String,
     pub max_pending_calls: i32,
@@ -88,6 +90,7 @@ impl ActorEntry {
             state: ray_wire::ACTOR_DEPENDENCIES_UNREADY,
             incarnation: 0,
             was_alive: false,
+            worker: None,
             pending_reason: String::new(),
             class_name: String::new(),
             max_pending_calls,
@@ -501,6 +504,7 @@ impl Inner {
                 let newer = news.incarnation > entry.incarnation;
                 entry.incarnation = news.incarnation;
                 entry.was_alive = true;
+                entry.worker = Some(worker);
                 let mut commands = Vec::new();
                 entry.calls.alive(worker, news.incarnation, &mut commands);
                 self.carry_out_actor(state, actor, commands);
@@ -537,7 +541,8 @@ impl Inner {
                     }),
                 message: death.as_ref().map_or_else(
                     || {
-                        "the actor restarts; the call was under way when it died and may have run (max_task_retries=0)"
+                        "the actor restarts or cannot be reached; the call was under way and may have run \
+                         (max_task_retries=0)"
                             .into()
                     },
                     |death| death.message.clone(),
@@ -585,6 +590,29 @@ impl Inner {
             state.refs.remove_submitted(&object, &mut commands);
         }
         self.carry_out_references(state, commands);
+    }
+
+    /// A process is within reach again. Its actors' calls need not wait for news: it lived all the time.
+    pub fn actor_link_restored(&self, state: &mut State, worker: WorkerId) {
+        let there: Vec<(ActorId, u64)> = state
+            .actors
+            .iter()
+            .filter(|(_, entry)| {
+                let killed = entry
+                    .killed_incarnation
+                    .is_some_and(|killed| entry.incarnation <= killed);
+                entry.worker == Some(worker) && entry.state == ACTOR_ALIVE && !killed
+            })
+            .map(|(actor, entry)| (*actor, entry.incarnation))
+            .collect();
+        for (actor, incarnation) in there {
+            let mut commands = Vec::new();
+            if let Some(entry) = state.actors.get_mut(&actor) {
+                entry.calls.alive(worker, incarnation, &mut commands);
+            }
+            self.carry_out_actor(state, actor, commands);
+            self.fail_unavailable(state, actor);
+        }
     }
 
     /// The link to an actor's process broke: its calls wait for news.

@@ -16,6 +16,7 @@ use ray_wire::{
 
 use crate::gcs::WAIT_SLICE;
 use crate::inner::CoreWorker;
+use crate::session::{is_alive, send};
 use crate::slot::{lock, Group};
 use crate::value::{Contained, Serialized};
 use crate::WorkerError;
@@ -46,7 +47,7 @@ impl CoreWorker {
             match self.0.wait_for(&group.waiter, Some(slice), "the consumer", || {
                 group.is_done().then_some(())
             }) {
-                Ok(()) | Err(WorkerError::Timeout { .. }) if task.link.is_open() => {}
+                Ok(()) | Err(WorkerError::Timeout { .. }) if is_alive(&task.link) => {}
                 Ok(()) | Err(WorkerError::Timeout { .. }) => return Ok(false),
                 Err(error) => return Err(error),
             }
@@ -62,7 +63,8 @@ impl CoreWorker {
             item: Some(item),
             attempt: task.attempt,
         };
-        task.link.send(
+        send(
+            &task.link,
             kinds::GENERATOR_ITEM,
             task.correlation,
             ray_wire::encode(&message),
@@ -154,9 +156,13 @@ impl CoreWorker {
         if more {
             task.link.cork();
         }
-        let sent = task
-            .link
-            .send(kinds::TASK_REPLY, task.correlation, ray_wire::encode(&reply), &payload);
+        let sent = send(
+            &task.link,
+            kinds::TASK_REPLY,
+            task.correlation,
+            ray_wire::encode(&reply),
+            &payload,
+        );
         if !more {
             task.link.uncork();
         }

@@ -17,6 +17,7 @@ use ray_wire::{
 };
 
 use crate::inner::{CoreWorker, Inner, Pending, PendingEntry, Reference, Retry, State, TOUCHED_TOGETHER};
+use crate::session::send;
 use crate::slot::{Slot, SlotValue, Wake};
 use crate::value::{error_value, Contained, InlineValue};
 use crate::WorkerError;
@@ -54,7 +55,7 @@ impl Inner {
                         generation,
                     };
                     if let Ok(link) = self.worker_link(state, owner) {
-                        let _ = link.send(kinds::REMOVE_BORROWER, 0, ray_wire::encode(&message), &[]);
+                        let _ = send(&link, kinds::REMOVE_BORROWER, 0, ray_wire::encode(&message), &[]);
                     }
                 }
                 ReferenceCommand::AcknowledgeReturns { worker, task } => {
@@ -62,7 +63,7 @@ impl Inner {
                         let message = ReturnsAcknowledged {
                             task_id: id_bytes(task.as_bytes()),
                         };
-                        let _ = link.send(kinds::RETURNS_ACKNOWLEDGED, 0, ray_wire::encode(&message), &[]);
+                        let _ = send(&link, kinds::RETURNS_ACKNOWLEDGED, 0, ray_wire::encode(&message), &[]);
                     }
                 }
                 ReferenceCommand::Watch { worker } => {
@@ -118,7 +119,7 @@ impl Inner {
                         link: link.id(),
                     },
                 );
-                let _ = link.send(kinds::ADD_BORROWER, correlation, ray_wire::encode(&message), &[]);
+                let _ = send(&link, kinds::ADD_BORROWER, correlation, ray_wire::encode(&message), &[]);
             }
             Err(_) => self.retry_later(state, RETRY_DELAY, again),
         }
@@ -154,6 +155,7 @@ impl Inner {
         let mut commands = Vec::new();
         state.refs.worker_died(worker, &mut commands);
         self.carry_out_references(state, commands);
+        self.end_sessions_with(state, worker);
     }
 
     fn owner_died(&self, state: &mut State, object: ObjectId) {
@@ -253,7 +255,7 @@ impl Inner {
             generation: message.generation,
             known,
         };
-        let _ = link.send(kinds::BORROWER_ADDED, correlation, ray_wire::encode(&answer), &[]);
+        let _ = send(link, kinds::BORROWER_ADDED, correlation, ray_wire::encode(&answer), &[]);
         Ok(())
     }
 
@@ -298,7 +300,13 @@ impl Inner {
                         link: link.id(),
                     },
                 );
-                let _ = link.send(kinds::GET_OBJECT_STATUS, correlation, ray_wire::encode(&message), &[]);
+                let _ = send(
+                    &link,
+                    kinds::GET_OBJECT_STATUS,
+                    correlation,
+                    ray_wire::encode(&message),
+                    &[],
+                );
             }
             Err(_) => self.retry_later(state, RETRY_DELAY, Retry::AskOwner(object)),
         }
@@ -382,7 +390,13 @@ impl Inner {
     }
 
     fn send_status(&self, link: &Arc<Link>, correlation: u64, status: &ObjectStatus, payload: &[Bytes]) {
-        let _ = link.send(kinds::OBJECT_STATUS, correlation, ray_wire::encode(status), payload);
+        let _ = send(
+            link,
+            kinds::OBJECT_STATUS,
+            correlation,
+            ray_wire::encode(status),
+            payload,
+        );
     }
 
     /// The owner answered.

@@ -114,7 +114,7 @@ impl Inner {
                 force,
                 recursive,
             };
-            let _ = link.send(kinds::CANCEL_TASK, 0, ray_wire::encode(&message), &[]);
+            let _ = crate::session::send(&link, kinds::CANCEL_TASK, 0, ray_wire::encode(&message), &[]);
         }
     }
 

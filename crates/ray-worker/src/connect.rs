@@ -258,6 +258,7 @@ impl CoreWorker {
                 class_specifications: Vec::new(),
                 actors: FxHashMap::default(),
                 links: FxHashMap::default(),
+                accepted: FxHashMap::default(),
                 raylets,
                 addresses: FxHashMap::default(),
                 nodes,

@@ -362,7 +362,7 @@ impl Inner {
             message: reason.into(),
             ..TaskReply::default()
         };
-        link.send(kinds::TASK_REPLY, correlation, ray_wire::encode(&reply), &[])?;
+        crate::session::send(link, kinds::TASK_REPLY, correlation, ray_wire::encode(&reply), &[])?;
         Ok(())
     }
 
@@ -485,14 +485,15 @@ impl Inner {
             }
         }
         for (link, message) in by_link {
-            let _ = link.send(kinds::TASKS_RECALLED, 0, ray_wire::encode(&message), &[]);
+            let _ = crate::session::send(&link, kinds::TASKS_RECALLED, 0, ray_wire::encode(&message), &[]);
         }
     }
 
     /// The owner asks for what has not started; an answer goes out in any case.
     pub fn on_recall(&self, link: &Arc<Link>, lease: LeaseId) {
         self.give_back(Some(lease));
-        let _ = link.send(
+        let _ = crate::session::send(
+            link,
             kinds::TASKS_RECALLED,
             0,
             ray_wire::encode(&TasksRecalled::default()),
@@ -513,13 +514,13 @@ impl Inner {
         }
     }
 
-    /// A process's link is gone: what it pushed and has not started is nobody's.
-    pub fn drop_calls_of(&self, link: &Arc<Link>) {
+    /// A process's link is gone: what it pushed and has not started is nobody's. `gone` says whether a link is one of its.
+    pub fn drop_calls_of(&self, gone: impl Fn(u64) -> bool) {
         let mut state = lock(&self.execution.state);
         state
             .work
-            .retain(|work| !matches!(work, Work::Task(task) if task.creation.is_none() && task.link.id() == link.id()));
-        state.early.retain(|(_, task)| task.link.id() != link.id());
+            .retain(|work| !matches!(work, Work::Task(task) if task.creation.is_none() && gone(task.link.id())));
+        state.early.retain(|(_, task)| !gone(task.link.id()));
     }
 
     /// This process is to leave.

@@ -11,7 +11,7 @@ use ray_ids::{LeaseId, NodeId, ObjectId, WorkerId};
 use ray_rpc::{CloseReason, Link};
 use ray_wire::{kinds, *};
 
-use crate::inner::{Pending, Retry, State};
+use crate::inner::{Inner, Pending, PendingEntry, Retry, State};
 use crate::links::link_state;
 use crate::slot::lock;
 
@@ -19,6 +19,33 @@ use crate::service::WorkerService;
 
 /// How long a broken link to a leased worker may go unexplained by its raylet.
 const SUSPECT_DELAY: Duration = Duration::from_secs(2);
+
+impl Inner {
+    /// What was asked over links that are over is asked again, or its process is suspect.
+    pub fn requests_of_link_lost(&self, state: &mut State, worker: WorkerId, lost: impl Fn(&PendingEntry) -> bool) {
+        let broken: Vec<u64> = state
+            .pending
+            .iter()
+            .filter(|(_, entry)| lost(entry))
+            .map(|(correlation, _)| *correlation)
+            .collect();
+        let mut suspect = false;
+        for correlation in broken {
+            match state.pending.remove(&correlation).map(|entry| entry.what) {
+                Some(Pending::ObjectStatus(object)) if correlation >> 63 == 0 => {
+                    self.retry_later(state, crate::borrowing::RETRY_DELAY, Retry::AskOwner(object));
+                }
+                Some(Pending::Borrower) => suspect = true,
+                Some(Pending::Task(_)) => suspect = true,
+                _ => {}
+            }
+        }
+        self.actor_link_lost(state, worker);
+        if suspect || !state.leases.leases_of(worker).is_empty() {
+            self.retry_later(state, SUSPECT_DELAY, Retry::SuspectWorker(worker));
+        }
+    }
+}
 
 impl WorkerService {
     pub(crate) fn lease_broken(
@@ -98,7 +125,6 @@ impl WorkerService {
 
     pub(crate) fn link_closed(&self, link: &Arc<Link>, reason: &CloseReason) {
         let core = &*self.core;
-        core.drop_calls_of(link);
         let mut state = core.lock();
         if link.id() == core.raylet.id() {
             state.raylet_gone = Some(reason.to_string());
@@ -126,12 +152,10 @@ impl WorkerService {
             return;
         }
         let said = link_state(link);
-        let broken: Vec<u64> = state
-            .pending
-            .iter()
-            .filter(|(_, entry)| entry.link == link.id())
-            .map(|(correlation, _)| *correlation)
-            .collect();
+        if let (Some(session), Some(worker)) = (said.session.get(), said.peer_id.get()) {
+            return core.session_broken(&mut state, link, session, *worker);
+        }
+        core.drop_calls_of(|other| other == link.id());
         if let Some(node) = said.raylet_of.get() {
             if state.raylets.get(node).is_some_and(|held| held.id() == link.id()) {
                 state.raylets.remove(node);
@@ -150,21 +174,7 @@ impl WorkerService {
         if state.links.get(&worker).is_some_and(|held| held.id() == link.id()) {
             state.links.remove(&worker);
         }
-        let mut suspect = false;
-        for correlation in broken {
-            match state.pending.remove(&correlation).map(|entry| entry.what) {
-                Some(Pending::ObjectStatus(object)) if correlation >> 63 == 0 => {
-                    core.retry_later(&mut state, crate::borrowing::RETRY_DELAY, Retry::AskOwner(object));
-                }
-                Some(Pending::Borrower) => suspect = true,
-                Some(Pending::Task(_)) => suspect = true,
-                _ => {}
-            }
-        }
-        core.actor_link_lost(&mut state, worker);
-        if suspect || !state.leases.leases_of(worker).is_empty() {
-            core.retry_later(&mut state, SUSPECT_DELAY, Retry::SuspectWorker(worker));
-        }
+        core.requests_of_link_lost(&mut state, worker, |entry| entry.link == link.id());
     }
 
     pub(crate) fn retry(&self, state: &mut State, retry: Retry) {
@@ -198,7 +208,7 @@ impl WorkerService {
                 };
                 for lease in state.leases.leases_of(worker) {
                     let node = state.lease_raylets.get(&lease).copied().unwrap_or(core.node_id);
-                    if state.links.get(&worker).is_some_and(|link| link.is_open()) {
+                    if state.links.get(&worker).is_some_and(crate::session::is_connected) {
                         continue;
                     }
                     self.lease_broken(state, lease, None, Some(cause.clone()));
@@ -223,6 +233,9 @@ impl WorkerService {
                 }
             }
             Retry::Fetch(object) => core.send_fetch(state, object),
+            Retry::Reconnect(link) => core.reconnect_session(state, &link),
+            Retry::LosePatience(link) => core.lose_patience(state, &link),
+            Retry::Acknowledge(link) => core.acknowledge_session(&link),
             Retry::Release(objects) => {
                 let mut commands = Vec::new();
                 for object in objects {

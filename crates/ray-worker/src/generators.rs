@@ -17,6 +17,7 @@ use ray_wire::{id_bytes, kinds, GeneratorConsumed, GeneratorItem, ReturnValue};
 use crate::inner::{CoreWorker, Inner, Reference, State};
 use crate::links::link_state;
 use crate::replies::system_error;
+use crate::session::send;
 use crate::slot::{lock, CompletionsInner, Group, Slot, SlotValue};
 use crate::value::InlineValue;
 use crate::{Completions, WorkerError};
@@ -188,7 +189,7 @@ impl Stream {
                 consumed,
                 abandoned,
             };
-            let _ = link.send(kinds::GENERATOR_CONSUMED, 0, ray_wire::encode(&message), &[]);
+            let _ = send(&link, kinds::GENERATOR_CONSUMED, 0, ray_wire::encode(&message), &[]);
         }
     }
 
@@ -261,7 +262,7 @@ impl Inner {
                 consumed: item.index + 1,
                 abandoned: false,
             };
-            let _ = link.send(kinds::GENERATOR_CONSUMED, 0, ray_wire::encode(&consumed), &[]);
+            let _ = send(link, kinds::GENERATOR_CONSUMED, 0, ray_wire::encode(&consumed), &[]);
             return self.on_item_again(state, object, &returned, &mut payload, (task, worker, node));
         };
         let (known, tell) = {
@@ -280,7 +281,7 @@ impl Inner {
                 consumed,
                 abandoned,
             };
-            let _ = link.send(kinds::GENERATOR_CONSUMED, 0, ray_wire::encode(&message), &[]);
+            let _ = send(link, kinds::GENERATOR_CONSUMED, 0, ray_wire::encode(&message), &[]);
         }
         if known {
             // A replay brings what arrived before.

@@ -77,6 +77,12 @@ pub(crate) enum Retry {
     Fetch(ObjectId),
     /// These are held no longer.
     Release(Vec<ObjectId>),
+    /// The link of a session broke: open the next.
+    Reconnect(Arc<Link>),
+    /// That was some time ago.
+    LosePatience(Arc<Link>),
+    /// Frames of the link's session are to be acknowledged.
+    Acknowledge(Arc<Link>),
 }
 
 pub(crate) struct State {
@@ -94,6 +100,8 @@ pub(crate) struct State {
     pub class_specifications: Vec<LeaseSpecification>,
     pub actors: FxHashMap<ActorId, ActorEntry>,
     pub links: FxHashMap<WorkerId, Arc<Link>>,
+    /// What was said on the links that processes of other nodes opened to this one.
+    pub accepted: FxHashMap<WorkerId, Arc<crate::links::LinkState>>,
     pub raylets: FxHashMap<NodeId, Arc<Link>>,
     pub addresses: FxHashMap<WorkerId, Address>,
     pub nodes: FxHashMap<NodeId, Address>,

@@ -28,6 +28,7 @@ mod objects;
 mod replies;
 mod sending;
 mod service;
+mod session;
 mod slot;
 mod submit;
 mod template;

@@ -11,12 +11,13 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use ray_ids::{NodeId, WorkerId};
-use ray_rpc::{Link, RpcError, Target};
+use ray_rpc::{Link, Peer, RpcError, Target};
 use ray_wire::{Address, TaskTemplate};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::connect::{node_of, raylet_address};
 use crate::inner::{Inner, State};
+use crate::session::{is_alive, PeerSession};
 use crate::slot::lock;
 use crate::WorkerError;
 
@@ -30,16 +31,18 @@ pub(crate) struct LinkState {
     pub raylet_of: OnceLock<NodeId>,
     pub sent_templates: Mutex<FxHashSet<u32>>,
     pub received_templates: Mutex<FxHashMap<u32, Arc<TaskTemplate>>>,
+    /// Set for links to processes of other nodes. The links of a session share this whole state.
+    pub session: OnceLock<Arc<PeerSession>>,
 }
 
 /// What was said on the link so far.
-pub(crate) fn link_state(link: &Arc<Link>) -> &LinkState {
+pub(crate) fn link_state(link: &Arc<Link>) -> &Arc<LinkState> {
     if link.user_data().is_none() {
         // Somebody else may be quicker; what counts is what is there afterwards.
-        let _ = link.set_user_data(Box::new(LinkState::default()));
+        let _ = link.set_user_data(Box::new(Arc::new(LinkState::default())));
     }
-    link.user_data_as::<LinkState>()
-        .expect("only this function sets a link's user data")
+    link.user_data_as::<Arc<LinkState>>()
+        .expect("a link's user data is set here and where a session's link is made, and is of this type")
 }
 
 /// Whether the template's number is new on this link; notes it as sent.
@@ -71,7 +74,7 @@ impl Inner {
     /// The link to a process whose address is known; opens it where there is none.
     pub fn worker_link(&self, state: &mut State, worker: WorkerId) -> Result<Arc<Link>, WorkerError> {
         if let Some(link) = state.links.get(&worker) {
-            if link.is_open() {
+            if is_alive(link) {
                 return Ok(link.clone());
             }
         }
@@ -84,19 +87,38 @@ impl Inner {
             self.reactor
                 .connect_unix(Path::new(&self.session_directory).join("sockets").join(worker.hex()))?
         } else {
-            self.connect_tcp(
-                &address,
-                Target {
-                    node: address.node()?,
-                    process: worker,
-                },
-            )?
+            let link = self.open_tcp(&address, worker)?;
+            let session = PeerSession::new(true, &link);
+            let _ = link_state(&link).session.set(Arc::new(session));
+            link
         };
         let said = link_state(&link);
         let _ = said.peer.set(address);
         let _ = said.peer_id.set(worker);
         state.links.insert(worker, link.clone());
         Ok(link)
+    }
+
+    /// A link to a process of another node.
+    pub fn open_tcp(&self, address: &Address, worker: WorkerId) -> Result<Arc<Link>, WorkerError> {
+        let target = Target {
+            node: address.node()?,
+            process: worker,
+        };
+        self.connect_tcp(address, target)
+    }
+
+    /// The state of a link that the process opened to this one: between nodes, that of its session.
+    pub fn accepted_state(&self, state: &mut State, link: &Arc<Link>, worker: WorkerId) {
+        if link.user_data().is_some() || !matches!(link.peer(), Peer::Tcp { .. }) {
+            return;
+        }
+        let said = state.accepted.entry(worker).or_insert_with(|| {
+            let said = LinkState::default();
+            let _ = said.session.set(Arc::new(PeerSession::new(false, link)));
+            Arc::new(said)
+        });
+        let _ = link.set_user_data(Box::new(said.clone()));
     }
 
     /// Sends to this node's raylet. A closed link is the raylet's death, whoever notices it first.

@@ -445,7 +445,7 @@ impl Inner {
                 node_ids: failure.absent_nodes.clone(),
             };
             if let Ok(link) = self.worker_link(state, owner) {
-                let _ = link.send(kinds::REPORT_LOST, 0, ray_wire::encode(&message), &[]);
+                let _ = crate::session::send(&link, kinds::REPORT_LOST, 0, ray_wire::encode(&message), &[]);
             }
             slot.forget();
             slot.note_asked();

@@ -245,7 +245,8 @@ impl Inner {
             link: link.id(),
         };
         state.pending.insert(correlation, entry);
-        let _ = link.send(
+        let _ = crate::session::send(
+            link,
             ray_wire::kinds::PUSH_TASK,
             correlation,
             ray_wire::encode(&message),

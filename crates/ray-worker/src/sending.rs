@@ -100,7 +100,7 @@ impl Inner {
                         let message = RecallTasks {
                             lease_id: id_bytes(lease.as_bytes()),
                         };
-                        let _ = link.send(kinds::RECALL_TASKS, 0, ray_wire::encode(&message), &[]);
+                        let _ = crate::session::send(&link, kinds::RECALL_TASKS, 0, ray_wire::encode(&message), &[]);
                     }
                 }
                 LeaseCommand::AttemptFailed { task, .. } => self.attempt_failed(state, task),
@@ -276,7 +276,13 @@ impl Inner {
                 link: link.id(),
             },
         );
-        if let Err(error) = link.send(kinds::PUSH_TASK, correlation, ray_wire::encode(&message), &payload) {
+        if let Err(error) = crate::session::send(
+            link,
+            kinds::PUSH_TASK,
+            correlation,
+            ray_wire::encode(&message),
+            &payload,
+        ) {
             // The link's end is handled where it is reported.
             tracing::debug!("a call could not be sent: {error}");
         }

@@ -36,6 +36,9 @@ impl WorkerService {
         {
             return Err(WorkerError::Invalid("only a raylet may say that".into()));
         }
+        if core.on_session_frame(link, frame.kind, &header)? || !core.takes_frame(link) {
+            return Ok(());
+        }
         match frame.kind {
             kinds::PUSH_TASK => core.on_push_task(link, correlation, decode("PushTask", header)?, payload),
             kinds::TASK_REPLY => {
@@ -504,9 +507,12 @@ impl Service for WorkerService {
             return;
         };
         let Ok(worker) = address.worker() else { return };
-        let said = link_state(link);
         let mut state = self.core.lock();
         self.core.note_address(&mut state, &address);
+        if !worker.is_nil() {
+            self.core.accepted_state(&mut state, link, worker);
+        }
+        let said = link_state(link);
         if worker.is_nil() || said.raylet_of.get().is_some() {
             return;
         }
