@@ -510,7 +510,7 @@ def exit_actor() -> None:
         ...     def stop(self):
         ...         ray.actor.exit_actor()
     """
-    from ray._private import async_compat
+    from ray._private.context import current_task
     from ray._private.worker import global_worker
 
     if not global_worker.in_actor:
@@ -520,7 +520,7 @@ def exit_actor() -> None:
         )
     global_worker.exiting = True
     global_worker.core.exit_worker("exit_actor() is called.")
-    if async_compat.current_task.get() is not None:
+    if current_task.get() is not None:
         raise AsyncioActorExit("exit_actor() is called.")
     raise ActorExit(0)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ray._private.logging_config import LoggingConfig
 from ray.runtime_env import RuntimeEnv
+
+if TYPE_CHECKING:
+    from ray._private.logging_config import LoggingConfig
 
 _LIFETIMES = ("detached", "non_detached")
 

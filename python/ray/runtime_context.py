@@ -96,11 +96,11 @@ class RuntimeContext:
 
     def _current_task(self) -> Any:
         """The call that runs here, or None."""
-        from ray._private import async_compat
+        from ray._private.context import current_task
 
         if not self._in_worker:
             return None
-        return async_compat.current_task.get() or self.worker.core.current_task()
+        return current_task.get() or self.worker.core.current_task()
 
     def _only_in_worker(self) -> bool:
         if not self._in_worker:

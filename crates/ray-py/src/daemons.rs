@@ -26,6 +26,7 @@ pub fn run_gcs(py: Python<'_>, config_json: &Bound<'_, PyString>) -> PyResult<()
     let config = serde_json::from_str(&config_json.to_string_lossy())
         .map_err(|error| RayletError::new_err(format!("the control plane's configuration is malformed: {error}")))?;
     log_to_standard_error("gcs_server");
+    ray_rpc::raise_descriptor_limit();
     py.detach(|| ray_gcs::run(config))
         .map_err(|error| RayletError::new_err(error.to_string()))
 }
@@ -36,6 +37,8 @@ pub fn run_raylet(py: Python<'_>, config_json: &Bound<'_, PyString>) -> PyResult
     let config = serde_json::from_str(&config_json.to_string_lossy())
         .map_err(|error| RayletError::new_err(format!("the raylet's configuration is malformed: {error}")))?;
     log_to_standard_error("raylet");
+    // Its zygote and their workers inherit it.
+    ray_rpc::raise_descriptor_limit();
     py.detach(|| ray_raylet::run(config))
         .map_err(|error| RayletError::new_err(error.to_string()))
 }

@@ -36,7 +36,7 @@ pub enum RpcError {
         peer: String,
     },
     /// The operating system refused.
-    #[error("cannot {action}: {source}")]
+    #[error("cannot {action}: {source}{}", crate::descriptors::remedy(source))]
     Io {
         /// What was tried.
         action: String,

@@ -23,6 +23,8 @@ mod background;
 #[cfg(not(loom))]
 mod config;
 #[cfg(not(loom))]
+mod descriptors;
+#[cfg(not(loom))]
 mod error;
 #[cfg(not(loom))]
 pub mod frame;
@@ -51,6 +53,8 @@ mod stats;
 pub use auth::AuthToken;
 #[cfg(not(loom))]
 pub use config::{Config, FaultAction, FaultPolicy, Peer, Service, SharedSpinSlots, SpinGate, Target, UserData};
+#[cfg(not(loom))]
+pub use descriptors::raise_descriptor_limit;
 #[cfg(not(loom))]
 pub use error::{CloseCause, CloseReason, RpcError};
 #[cfg(not(loom))]

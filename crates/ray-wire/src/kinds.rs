@@ -73,6 +73,8 @@ kinds! {
     NODE_ANSWER = 32;
     /// R→D: `KillTask`-like request to interrupt what runs: `InterruptTask`.
     INTERRUPT_TASK = 33;
+    /// worker→R: empty: others can connect to me, so I may be given out.
+    WORKER_LISTENING = 34;
 
     // --- object store of the node ---
     /// D→R: `RequestExtent`, answered by `EXTENT_LENT`.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once, OnceLock};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use prost::Message;
 use ray_ids::{JobId, NodeId, WorkerId};
 use ray_ownership::leases::LeaseClient;
@@ -137,6 +138,7 @@ impl CoreWorker {
     /// Joins the node whose raylet listens at the socket. Waits at most `timeout`.
     pub fn connect(config: ConnectConfig) -> Result<Self, WorkerError> {
         watch_forks();
+        ray_rpc::raise_descriptor_limit();
         let fail = |reason: String| WorkerError::Connect {
             socket: config.raylet_socket.clone(),
             reason,
@@ -300,6 +302,9 @@ impl CoreWorker {
         }
         let _ = doorway.service.set(Arc::new(WorkerService::new(inner.clone())));
         inner.reactor.start_background()?;
+        if config.role == Role::Worker {
+            inner.raylet.send(kinds::WORKER_LISTENING, 0, Bytes::new(), &[])?;
+        }
         if let (Some(extent), Role::Driver | Role::Worker) = (&welcome.first_extent, config.role) {
             inner.take_extent(extent)?;
         }

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextvars
 import itertools
 import logging
 import threading
@@ -23,12 +22,9 @@ from ray import exceptions
 from ray._private.context import ensure_context
 
 if TYPE_CHECKING:
-    from ray._raylet import CompletionQueue, CoreWorker, ObjectRef, RunningTask, StreamCore
+    from ray._raylet import CompletionQueue, CoreWorker, ObjectRef, StreamCore
 
 logger = logging.getLogger(__name__)
-
-# The call that runs in this coroutine, where it is one of an asyncio actor's.
-current_task: contextvars.ContextVar[RunningTask | None] = contextvars.ContextVar("ray_current_task", default=None)
 
 _tokens = itertools.count(1)
 _IDLE_S = 5.0

@@ -6,9 +6,7 @@ It comes from ``RAY_AUTH_TOKEN``, else from the file that ``RAY_AUTH_TOKEN_PATH`
 
 from __future__ import annotations
 
-import hmac
 import os
-import secrets
 
 TOKEN_ENVIRONMENT_VARIABLE = "RAY_AUTH_TOKEN"
 TOKEN_PATH_ENVIRONMENT_VARIABLE = "RAY_AUTH_TOKEN_PATH"
@@ -74,11 +72,11 @@ def create_token_file(path: str | None = None) -> str:
     """
     path = path or default_token_path()
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.{secrets.token_hex(4)}"
+    temporary = f"{path}.{os.getpid()}.{os.urandom(4).hex()}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32) + "\n")
+            file.write(os.urandom(32).hex() + "\n")
         try:
             # A link never replaces: of two processes that start at once, both end up with the same token.
             os.link(temporary, path)
@@ -101,9 +99,11 @@ def load_or_create_token() -> str:
     try:
         return create_token_file()
     except OSError:
-        return secrets.token_hex(32)
+        return os.urandom(32).hex()
 
 
 def fingerprint(token: str, session_name: str) -> str:
     """What a session's files keep of its token: enough to tell a wrong one, useless to anyone else."""
+    import hmac
+
     return hmac.new(token.encode(), b"heliostat session " + session_name.encode(), "sha256").hexdigest()

@@ -6,10 +6,14 @@ goes on. That is why nothing here is ever changed in place.
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ray._raylet import CoreWorker
+    from ray._raylet import CoreWorker, RunningTask
+
+# The call that runs in this coroutine, where it is one of an asyncio actor's.
+current_task: ContextVar[RunningTask | None] = ContextVar("ray_current_task", default=None)
 
 
 class SubmissionContext:

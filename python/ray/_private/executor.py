@@ -11,7 +11,6 @@ Invariants:
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import inspect
 import json
@@ -23,17 +22,19 @@ import time
 import types
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from ray import exceptions
-from ray._private import async_compat, function_manager, ray_constants, serialization
-from ray._private.context import SubmissionContext, current
+from ray._private import function_manager, ray_constants, serialization
+from ray._private.context import SubmissionContext, current, current_task
 from ray._private.ids import TaskID
 from ray._private.object_ref_generator import DynamicObjectRefGenerator
 from ray._private.worker import global_worker, watch_blocking_gets
 
 if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
     from ray._raylet import CoreWorker, EventLoop, RunningTask
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,20 @@ logger = logging.getLogger(__name__)
 _OWN_FILES = (os.path.dirname(__file__) + os.sep,)
 _DEFAULT_GROUP = ""
 _GENERATOR_TYPES = (types.GeneratorType, types.AsyncGeneratorType)
+
+
+def _need_asyncio() -> None:
+    # Most workers never have a loop, and the first worker of a node would be late by the time that the import takes.
+    global asyncio
+    import asyncio
+
+
+def _is_cancellation(exception: BaseException) -> bool:
+    # Where nobody imported asyncio, nobody raised its exception.
+    module = sys.modules.get("asyncio")
+    return isinstance(exception, KeyboardInterrupt) or (
+        module is not None and isinstance(exception, module.CancelledError)
+    )
 
 
 class _LinkSelector(selectors.EpollSelector):
@@ -203,6 +218,8 @@ class Executor:
         else:
             self.instance = cls(*args, **kwargs)
             if limit > 1 or groups:
+                from concurrent.futures import ThreadPoolExecutor
+
                 sizes = {_DEFAULT_GROUP: limit, **groups}
                 self._pools = {
                     name: ThreadPoolExecutor(size, thread_name_prefix=f"ray-{name or 'default'}")
@@ -285,10 +302,11 @@ class Executor:
     # --- the event loop ---
 
     def _start_loop(self) -> None:
+        _need_asyncio()
         self._selector = _LinkSelector()
         loop = self._loop = asyncio.SelectorEventLoop(self._selector)
         asyncio.set_event_loop(loop)
-        self.core.set_task_variable(async_compat.current_task)
+        self.core.set_task_variable(current_task)
 
         def blocks() -> bool:
             return asyncio._get_running_loop() is loop
@@ -299,7 +317,7 @@ class Executor:
         """Runs the constructor in the loop, which it may use. No call comes before it is done."""
 
         async def construct() -> Any:
-            async_compat.current_task.set(task)
+            current_task.set(task)
             return cls(*args, **kwargs)
 
         assert self._loop is not None
@@ -338,6 +356,8 @@ class Executor:
     def _fetch_next(self) -> None:
         assert self._loop is not None and self._links is not None
         if self._fetcher is None:
+            from concurrent.futures import ThreadPoolExecutor
+
             self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="ray-arguments")
         self._loop.run_in_executor(self._fetcher, self._links.load, self._unfetched[0]).add_done_callback(self._fetched)
 
@@ -376,7 +396,7 @@ class Executor:
     async def _run_on_loop(
         self, group: _Group, task: RunningTask, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]
     ) -> None:
-        async_compat.current_task.set(task)
+        current_task.set(task)
         core = self.core
         value, error = None, None
         try:
@@ -472,6 +492,7 @@ class Executor:
     def run_generator(self, task: RunningTask, generator: Any) -> Any:
         """Drives a generator (async ones on a loop of this thread): sends its items, or returns what it collects."""
         if inspect.isasyncgen(generator):
+            _need_asyncio()
             return asyncio.run(self._drive_on_loop(task, generator))
         if task.num_returns != ray_constants.NUM_RETURNS_STREAMING:
             return self._collect(task, list(generator))
@@ -501,7 +522,7 @@ class Executor:
             )
             return serialization.dump_exception(died)
         cause = exception
-        if isinstance(exception, (KeyboardInterrupt, asyncio.CancelledError)) and self.core.is_cancelled(task):
+        if _is_cancellation(exception) and self.core.is_cancelled(task):
             cause = exceptions.TaskCancelledError(TaskID(task.task_id))
             cause.__traceback__ = exception.__traceback__
         if in_actor:

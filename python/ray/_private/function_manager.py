@@ -15,6 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray._private import ray_constants, serialization
+from ray._private.worker import global_worker
 
 if TYPE_CHECKING:
     from ray._raylet import CoreWorker
@@ -43,6 +44,7 @@ def export(core: CoreWorker, target: Any, name: str, kind: str) -> Exported:
         TypeError: it cannot be pickled; the message names the path to the culprit.
         ValueError: its pickle is too large.
     """
+    global_worker.ran_something = True
     try:
         known = _loaded.get(target)
     except TypeError:  # No weak references to it.

@@ -11,7 +11,6 @@ Invariants:
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import ClassVar, TypeVar
 
@@ -105,6 +104,8 @@ class BaseID:
 
     def redis_shard_hash(self) -> int:
         """A number that depends on the bytes alone, the same in every process."""
+        import hashlib
+
         return int.from_bytes(hashlib.blake2b(self._bytes, digest_size=8).digest(), "little")
 
     def __eq__(self, other: object) -> bool:
@@ -254,5 +255,8 @@ class PlacementGroupID(BaseID):
 
 
 def _digest(size: int, job_id: JobID, parent_task_id: TaskID, counter: int, salt: bytes = b"") -> bytes:
+    # It loads the cryptographic library, which few programs need here.
+    import hashlib
+
     data = job_id.binary() + parent_task_id.binary() + counter.to_bytes(8, "little") + salt
     return hashlib.blake2b(data, digest_size=size).digest()

@@ -8,18 +8,20 @@ import logging
 import os
 import sys
 import threading
-import uuid
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import exceptions
 from ray._private import ray_constants
 from ray._private.context import SubmissionContext, current
 from ray._private.ids import JobID
-from ray._private.logging_config import LoggingConfig, set_up_ray_logger
 from ray._private.options import check_labels
+from ray._private.ray_logger import set_up_ray_logger
 from ray._private.utils import is_interactive
 from ray._private.worker import check_namespace, global_worker
+
+if TYPE_CHECKING:
+    from ray._private.logging_config import LoggingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -236,6 +238,8 @@ def _job_config(job_config: Any, namespace: Any, runtime_env: Any, logging_confi
     if runtime_env is not None:
         job_config.set_runtime_env(runtime_env)
     if logging_config is not None:
+        from ray._private.logging_config import LoggingConfig
+
         if not isinstance(logging_config, LoggingConfig):
             raise TypeError(f"logging_config must be a ray.LoggingConfig, got {logging_config!r}")
         job_config.set_py_logging_config(logging_config)
@@ -265,6 +269,15 @@ def _check_resources(resources: Any) -> None:
         _check_quantity(f"resource {name}", quantity)
 
 
+def _import_ahead() -> None:
+    """Imports what joining and the first calls need, while the daemons start on the other cores."""
+    import hmac  # noqa: F401
+    import uuid  # noqa: F401
+
+    from ray import actor, remote_function  # noqa: F401
+    from ray._private import function_manager, hooks  # noqa: F401
+
+
 def _connect(address: str | None, parameters: dict[str, Any], config: Any, log_to_driver: bool) -> RayContext:
     from ray._private import node as node_module
 
@@ -278,7 +291,7 @@ def _connect(address: str | None, parameters: dict[str, Any], config: Any, log_t
     # "local" starts a cluster; no address joins one that `ray start` left on this machine, else starts one.
     node: Any = None if address == "local" else node_module.find_cluster(address, parameters.get("temp_dir"))
     if node is None:
-        node = node_module.start_local_cluster(parameters)
+        node = node_module.start_local_cluster(parameters, _import_ahead)
         owned = True
     else:
         given = [name for name in _CLUSTER_ARGUMENTS if parameters.get(name) is not None]
@@ -311,6 +324,8 @@ def _join(node: Any, owned: bool, config: Any, log_to_driver: bool) -> RayContex
     from ray._raylet import CoreWorker, RayletError
 
     if config.ray_namespace is None:
+        import uuid
+
         config.set_ray_namespace(str(uuid.uuid4()))
     settings = config.to_dict()
     own = _driver_paths()
@@ -411,15 +426,14 @@ def shutdown(wait_for_processes: bool = False, _exiting_interpreter: bool = Fals
             # A forked child: the connection and the cluster are its parent's.
             current.context = None
             return
-        from ray._private import async_compat
-
-        ran_something = "ray._private.function_manager" in sys.modules
-        if ran_something and global_worker.log_printer is not None:
+        if global_worker.ran_something and global_worker.log_printer is not None:
             global_worker.log_printer.drain()
         current.context = None
         try:
             context.core.shutdown()
-            async_compat.shutdown()
+            async_compat = sys.modules.get("ray._private.async_compat")
+            if async_compat is not None:
+                async_compat.shutdown()
             if global_worker.log_printer is not None:
                 global_worker.log_printer.join()
         finally:

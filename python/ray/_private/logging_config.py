@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray._private import ray_constants
+from ray._private.ray_logger import set_up_ray_logger
 
 _STANDARD_ATTRIBUTES = frozenset(
     vars(logging.LogRecord("", 0, "", 0, "", (), None)).keys() | {"message", "asctime", "taskName"}
@@ -112,18 +112,3 @@ def _current_ids() -> dict[str, str]:
     if task and task.strip(b"\xff"):
         ids["task_id"] = task.hex()
     return ids
-
-
-def set_up_ray_logger(level: str | int | None, log_format: str | None, handler: logging.Handler | None = None) -> None:
-    """Has the runtime's own messages written to standard error, once."""
-    ray_logger = logging.getLogger("ray")
-    for old in list(ray_logger.handlers):
-        ray_logger.removeHandler(old)
-    if handler is None:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter(log_format or ray_constants.LOGGER_FORMAT))
-    ray_logger.addHandler(handler)
-    ray_logger.propagate = False
-    if level is None:
-        level = ray_constants.LOGGER_LEVEL
-    ray_logger.setLevel(level.upper() if isinstance(level, str) else level)

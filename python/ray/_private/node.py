@@ -7,12 +7,12 @@ already. Ending is safe whatever happens to the starter: its daemons hold a pipe
 from __future__ import annotations
 
 import os
-import secrets
 import select
 import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from ray._private import authentication, resource_spec, services
@@ -365,13 +365,18 @@ def _check_system_config(config: Any) -> dict[str, Any]:
 
 
 def start_node(
-    params: dict[str, Any], *, head_address: str | None = None, detached: bool = False, gcs_socket: str | None = None
+    params: dict[str, Any],
+    *,
+    head_address: str | None = None,
+    detached: bool = False,
+    gcs_socket: str | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> NodeHandle:
     """Starts a head node, or with `head_address` a node that joins that cluster.
 
     `params`: num_cpus, num_gpus, memory, object_store_memory, resources, labels, node_name, node_ip_address, port,
     temp_dir, system_config, session_directory (to share another node's), worker_env. None means the default.
-    A `detached` node outlives this process.
+    A `detached` node outlives this process. `meanwhile` is called while the daemons start.
 
     Raises:
         TypeError, ValueError: a parameter that cannot be.
@@ -408,7 +413,7 @@ def start_node(
     token = authentication.load_or_create_token()
     root = services.temp_root(params.get("temp_dir"))
     session_directory = params.get("session_directory") or services.make_session_directory(root)
-    node_id = secrets.token_hex(NODE_ID_BYTES)
+    node_id = os.urandom(NODE_ID_BYTES).hex()
     labels["ray.io/node-id"] = node_id
 
     pipe_read, pipe_write = (None, None) if detached else os.pipe2(os.O_CLOEXEC)
@@ -448,6 +453,8 @@ def start_node(
         daemons["raylet"] = services.Daemon("raylet", session_directory, raylet_config, (*parent_fds, ready_write))
         os.close(ready_write)
         ready_write = -1
+        if meanwhile is not None:
+            meanwhile()
         handle._became_ready(services.wait_until_ready(list(daemons.values()), ready_read, services.START_TIMEOUT_S))
     except BaseException:
         handle.shutdown(allow_graceful=False)
@@ -468,9 +475,9 @@ def _python_path() -> list[str]:
     return path
 
 
-def start_local_cluster(params: dict[str, Any]) -> NodeHandle:
+def start_local_cluster(params: dict[str, Any], meanwhile: Callable[[], None] | None = None) -> NodeHandle:
     """Starts a one-node cluster that belongs to this process. See `start_node` for the parameters and errors."""
-    return start_node(params)
+    return start_node(params, meanwhile=meanwhile)
 
 
 def _split_address(address: str) -> tuple[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -85,6 +84,8 @@ class ObjectRefGenerator(Generic[T]):
         """As `_next_sync`, for coroutines. Raises StopAsyncIteration at the end."""
         known, reference = self._stream.try_next()
         if not known:
+            import asyncio
+
             from ray._private.async_compat import watch_stream
 
             waiter = watch_stream(self._stream)

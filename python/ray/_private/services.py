@@ -11,7 +11,6 @@ import glob
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -254,6 +253,8 @@ def remember_root(root: str) -> None:
 
 def prune_sessions(root: str) -> None:
     """Removes the oldest sessions' directories (their logs) beyond those kept, where nothing of them runs."""
+    import shutil
+
     for session in sessions(root)[SESSIONS_KEPT:]:
         try:
             if os.stat(session).st_uid != os.geteuid() or time.time() - os.stat(session).st_mtime < 60:
@@ -476,5 +477,7 @@ def remove_leftovers(session_directory: str, node_id: str, is_last: bool) -> Non
     except OSError:
         pass
     if is_last:
+        import shutil
+
         shutil.rmtree(os.path.join(session_directory, "sockets"), ignore_errors=True)
         shutil.rmtree(os.path.join(session_directory, "gcs"), ignore_errors=True)

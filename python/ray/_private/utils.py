@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +20,8 @@ def get_node_ip_address(address: str = "8.8.8.8:53") -> str:
 
     Nothing is sent: the socket is only asked which way it would go.
     """
+    import socket
+
     host, _, port = address.rpartition(":")
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

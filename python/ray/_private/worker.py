@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import time
@@ -47,6 +46,8 @@ class Worker:
         self.log_printer: Any = None
         self.init_context: Any = None
         self.pid = 0
+        # Whether workers may print on its behalf.
+        self.ran_something = False
 
     @property
     def connected(self) -> bool:
@@ -85,9 +86,7 @@ class Worker:
     @property
     def current_task_id(self) -> TaskID:
         """The task of this thread or coroutine."""
-        from ray._private import async_compat
-
-        task = async_compat.current_task.get()
+        task = _context.current_task.get()
         return TaskID(task.task_id if task is not None else self.core.current_task_id())
 
     @property
@@ -380,6 +379,7 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
     if namespace is not None:
         check_namespace(namespace)
     context = ensure_context()
+    global_worker.ran_something = True
     where = context.namespace if namespace is None else namespace
     try:
         core, metadata = context.core.get_named_actor(name, where)
@@ -442,6 +442,8 @@ def remote(*args: Any, **kwargs: Any) -> Any:
 
 
 def _make_remote(target: Any, options: dict[str, Any]) -> Any:
+    import inspect
+
     from ray._private.options import validate_task_options
     from ray.actor import make_actor_class
     from ray.remote_function import RemoteFunction

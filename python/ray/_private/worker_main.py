@@ -55,7 +55,7 @@ def main(config: dict[str, Any]) -> int:
     from ray._private.context import SubmissionContext, current
     from ray._private.executor import Executor
     from ray._private.hooks import RuntimeHooks
-    from ray._private.logging_config import set_up_ray_logger
+    from ray._private.ray_logger import set_up_ray_logger
     from ray._private.worker import global_worker
     from ray._raylet import CoreWorker
 

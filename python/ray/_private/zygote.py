@@ -13,7 +13,6 @@ that forked and a lock held by another would stay held for ever. End-of-file on 
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
@@ -29,7 +28,8 @@ from typing import Any
 _LENGTH = struct.Struct("<I")
 _MAXIMUM_MESSAGE_BYTES = 64 << 20
 _LOADER_VARIABLES = ("LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONHASHSEED", "LD_AUDIT")
-_PREIMPORTED = (
+# What a worker cannot start or run its first task without: imported before the first fork.
+_NEEDED = (
     "ray",
     "ray._raylet",
     "ray._private.worker_main",
@@ -37,17 +37,30 @@ _PREIMPORTED = (
     "ray._private.context",
     "ray._private.executor",
     "ray._private.hooks",
-    "ray._private.logging_config",
+    "ray._private.ray_logger",
     "cloudpickle",
     "faulthandler",
-    "asyncio",
-    "concurrent.futures",
     "threading",
-    "inspect",
     "traceback",
     "logging",
 )
-_PR_SET_NAME = 15
+# What many workers need later. It is imported after the first fork, one at a time while nobody asks for a worker, so
+# that a node's first task does not wait for it.
+_USEFUL = (
+    "inspect",
+    "ray.remote_function",
+    "ray.actor",
+    "ray._private.function_manager",
+    "ray._private.logging_config",
+    "hashlib",
+    "uuid",
+    "concurrent.futures.thread",
+    "subprocess",
+    "ssl",
+    "asyncio.base_events",
+    "asyncio",
+    "ray._private.async_compat",
+)
 
 
 class _Connection:
@@ -96,15 +109,18 @@ def _thread_count() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-def _preimport() -> list[str]:
-    """Imports what workers need; returns what could not be imported, with the reason."""
-    missing = []
-    for name in _PREIMPORTED:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            missing.append(f"{name}: {error}")
-    return missing
+def _preimport(name: str) -> None:
+    """Imports a module for the workers to come; says so in the log where it cannot be had."""
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        print(f"zygote: not imported: {name}: {error}", file=sys.stderr)
+
+
+def _freeze() -> None:
+    """What was imported is shared with every child; a collection would only dirty its pages."""
+    gc.collect()
+    gc.freeze()
 
 
 def _open_descriptors_closed() -> None:
@@ -229,6 +245,8 @@ class Zygote:
     def __init__(self, connected: socket.socket) -> None:
         self._connection = _Connection(connected)
         self._children: set[int] = set()
+        self._to_import = list(_USEFUL)
+        self._has_forked = False
 
     def run(self) -> None:
         """Serves until the raylet closes the socket.
@@ -246,7 +264,10 @@ class Zygote:
         poller.register(self._connection.socket, select.POLLIN)
         poller.register(wake_read, select.POLLIN)
         while True:
-            for descriptor, _events in poller.poll():
+            events = poller.poll(0 if self._to_import and self._has_forked else None)
+            if not events:
+                self._import_one()
+            for descriptor, _events in events:
                 if descriptor == wake_read:
                     try:
                         os.read(wake_read, 4096)
@@ -260,7 +281,13 @@ class Zygote:
                 if "fork" in message:
                     self._fork(message["fork"])
 
+    def _import_one(self) -> None:
+        _preimport(self._to_import.pop(0))
+        if not self._to_import:
+            _freeze()
+
     def _fork(self, request: dict[str, Any]) -> None:
+        self._has_forked = True
         token = request["token"]
         error = _refusal(request)
         if error is None and _thread_count() != 1:
@@ -306,15 +333,13 @@ def main() -> None:
     descriptor = int(os.environ.pop("HELIOSTAT_ZYGOTE_FD"))
     connected = socket.socket(fileno=descriptor)
     connected.set_inheritable(False)
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_NAME, b"ray::zygote", 0, 0, 0)
-    missing = _preimport()
-    for line in missing:
-        print(f"zygote: not imported: {line}", file=sys.stderr)
-    gc.collect()
-    gc.freeze()
-    # What was imported is shared with every child; a collection in the zygote would only dirty its pages.
+    # Collections would find nothing while modules are imported, and later they would dirty what children share.
     gc.disable()
+    with open("/proc/self/comm", "w") as name:
+        name.write("ray::zygote")
+    for module in _NEEDED:
+        _preimport(module)
+    gc.freeze()
     try:
         Zygote(connected).run()
     finally:

@@ -25,7 +25,7 @@ def _print_version(context: click.Context, parameter: click.Parameter, value: bo
 @click.option("--version", is_flag=True, callback=_print_version, expose_value=False, is_eager=True)
 def cli(logging_level: str, logging_format: str | None) -> None:
     """Start and end nodes, and see what a cluster does."""
-    from ray._private.logging_config import set_up_ray_logger
+    from ray._private.ray_logger import set_up_ray_logger
 
     set_up_ray_logger(logging_level, logging_format)
 

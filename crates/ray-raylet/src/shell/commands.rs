@@ -262,6 +262,8 @@ impl Node {
                     self.step(Event::Unblocked { worker, lease });
                 }
             }
+            // A worker is ready once others can connect to it: it listens after it was welcomed.
+            kinds::WORKER_LISTENING if matches!(role, LinkRole::Process(_)) => self.step(Event::WorkerReady { worker }),
             kinds::WORKER_EXITING => {
                 let message: WorkerExiting = decode("WorkerExiting", header)?;
                 if let Some(process) = self.processes.get_mut(&worker) {

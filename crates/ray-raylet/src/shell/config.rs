@@ -152,8 +152,8 @@ limits! {
     elsewhere_retry_ms: 500;
     /// Processes that may use the object store at once.
     maximum_store_clients: 4_096;
-    /// Objects in the store at once.
-    maximum_objects: 1 << 20;
+    /// Objects in the store at once. 0: as many as the store can hold, as what is stored has more than 100 KiB each.
+    maximum_objects: 0;
     /// Workers on this node at once.
     maximum_workers: 4_000;
     /// Fresh workers kept ready.
@@ -168,7 +168,26 @@ limits! {
     idle_worker_ms: 1_000;
 }
 
+/// Memory of the index is taken before anybody is served, so it is not made larger than the objects can fill.
+const LEAST_BYTES_AN_OBJECT: u64 = 64 << 10;
+
 impl RayletConfig {
+    /// How many objects the store's index has room for.
+    pub fn maximum_objects(&self, limits: &Limits) -> u32 {
+        let number = match limits.maximum_objects {
+            0 => (self.object_store_memory_bytes / LEAST_BYTES_AN_OBJECT).clamp(4_096, 1 << 20),
+            number => number,
+        };
+        u32::try_from(number).unwrap_or(u32::MAX)
+    }
+
+    /// Where logs are written.
+    pub fn log_directory(&self) -> PathBuf {
+        self.log_directory
+            .clone()
+            .unwrap_or_else(|| self.session_directory.join("logs"))
+    }
+
     /// The limits with what `system_config` sets. Names that are no limits of a raylet belong to others.
     pub fn limits(&self) -> Result<Limits, RayletError> {
         let mut limits = Limits::default();

@@ -96,12 +96,17 @@ pub fn run(config: RayletConfig) -> Result<(), RayletError> {
     let signals = signals::Signals::block()?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|error| RayletError::io("become the reaper of orphaned workers", error))?;
+    // First of all, because its imports take longer than everything else that this process does before it is ready.
+    let command = zygote::ZygoteCommand::of(&config);
+    std::fs::create_dir_all(&command.log_directory)
+        .map_err(|error| RayletError::io(format!("make {}", command.log_directory.display()), error))?;
+    let zygote = zygote::Zygote::start(&command)?;
     let rpc = ray_rpc::Config {
         spin_us: 0,
         ..Default::default()
     };
     let reactor = Reactor::new(rpc)?;
-    let node = Node::new(config, reactor.clone(), signals)?;
+    let node = Node::new(config, reactor.clone(), signals, zygote)?;
     let shell = Arc::new(Shell { node: Mutex::new(node) });
     reactor.set_service(shell.clone())?;
     let started = {

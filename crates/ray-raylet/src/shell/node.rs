@@ -58,8 +58,6 @@ pub(super) enum Timer {
     /// A process's link is closed and its exit status is awaited; or the other way round.
     ProcessEnd(WorkerId),
     FlushZygote,
-    /// A worker that registered does not listen yet.
-    CheckListening,
     RestartZygote,
     ReadLogs,
     LeaveAfterDrain,
@@ -117,7 +115,6 @@ pub struct Node {
     pub(super) zygote_command: ZygoteCommand,
     pub(super) zygote_starts: u64,
     pub(super) zygote_failures: u32,
-    pub(super) starting_to_listen: Vec<WorkerId>,
     /// Fork requests that no zygote has been asked yet.
     pub(super) zygote_backlog: BTreeMap<u64, serde_json::Value>,
     pub(super) logs: Logs,
@@ -153,7 +150,7 @@ pub struct Node {
 impl Node {
     /// Listens, starts the zygote and goes to the control plane.
     pub fn start(&mut self) -> Result<(), RayletError> {
-        self.start_zygote();
+        self.adopt_zygote()?;
         let _ = std::fs::remove_file(&self.socket_path);
         self.reactor.listen_unix(&self.socket_path)?;
         let wanted = (self.config.host.as_str(), self.config.port);
@@ -233,7 +230,6 @@ impl Node {
                 Timer::Report => self.send_report(),
                 Timer::ProcessEnd(worker) => self.process_end_overdue(worker),
                 Timer::FlushZygote => self.flush_zygote(),
-                Timer::CheckListening => self.check_listening(),
                 Timer::RestartZygote => self.start_zygote(),
                 Timer::ReadLogs => self.read_logs(),
                 Timer::LeaveAfterDrain => self.stop(None),

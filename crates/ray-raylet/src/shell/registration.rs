@@ -4,9 +4,8 @@
 //!
 //! Invariants: those of `processes`.
 
-use super::node::{LinkRole, Node, Timer};
+use super::node::{LinkRole, Node};
 use super::processes::Process;
-use crate::types::Event;
 use ray_ids::{JobId, WorkerId};
 use ray_rpc::{CloseReason, Link};
 use ray_store::ClientSlot;
@@ -83,8 +82,6 @@ impl Node {
                 self.links.insert(link.id(), (link.clone(), LinkRole::Process(worker)));
                 let welcome = self.welcome(worker, job, Some(slot), evidence);
                 let _ = link.send(kinds::WELCOME, correlation, ray_wire::encode(&welcome), &[]);
-                self.starting_to_listen.push(worker);
-                self.check_listening();
                 Ok(())
             }
             ROLE_DRIVER => {
@@ -114,24 +111,6 @@ impl Node {
                 Ok(())
             }
             other => refuse(format!("role {other} is not known to this version")),
-        }
-    }
-
-    /// A worker is ready once others can connect to it: it listens after it was welcomed.
-    pub(super) fn check_listening(&mut self) {
-        let sockets = self.config.session_directory.join("sockets");
-        for worker in std::mem::take(&mut self.starting_to_listen) {
-            if !self.processes.contains_key(&worker) {
-                continue;
-            }
-            if sockets.join(worker.hex()).exists() {
-                self.step(Event::WorkerReady { worker });
-            } else {
-                self.starting_to_listen.push(worker);
-            }
-        }
-        if !self.starting_to_listen.is_empty() && !self.has_timer(Timer::CheckListening) {
-            self.at(1, Timer::CheckListening);
         }
     }
 

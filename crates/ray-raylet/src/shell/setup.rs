@@ -10,7 +10,7 @@ use super::node::Node;
 use super::processes::{Jobs, Watchers};
 use super::signals::Signals;
 use super::spilling::Spiller;
-use super::zygote::ZygoteCommand;
+use super::zygote::{Zygote, ZygoteCommand};
 use crate::elsewhere::Elsewhere;
 use crate::objects::{Owners, RoomQueue};
 use crate::pull::{PullLimits, Pulls};
@@ -29,7 +29,14 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 impl Node {
     /// Everything that can be made without the reactor's service.
-    pub fn new(config: RayletConfig, reactor: Arc<Reactor>, signals: Signals) -> Result<Self, RayletError> {
+    ///
+    /// `zygote` was started before, so that it imports on another core meanwhile.
+    pub fn new(
+        config: RayletConfig,
+        reactor: Arc<Reactor>,
+        signals: Signals,
+        zygote: Zygote,
+    ) -> Result<Self, RayletError> {
         let limits = config.limits()?;
         let node_id = match &config.node_id {
             Some(hex) => NodeId::from_hex(hex).map_err(|error| RayletError::Config(error.to_string()))?,
@@ -43,7 +50,7 @@ impl Node {
         let token = AuthToken::new(config.auth_token.clone().into_bytes())?;
         let session = config.session_directory.clone();
         let sockets = session.join("sockets");
-        let log_directory = config.log_directory.clone().unwrap_or_else(|| session.join("logs"));
+        let log_directory = config.log_directory();
         for directory in [&sockets, &log_directory] {
             std::fs::create_dir_all(directory)
                 .map_err(|error| RayletError::io(format!("make {}", directory.display()), error))?;
@@ -102,12 +109,7 @@ impl Node {
             chunk_timeout_ms: limits.object_chunk_timeout_ms,
             total_bytes: limits.object_pull_bytes,
         });
-        let zygote_command = ZygoteCommand {
-            python: config.python_executable.clone(),
-            python_path: config.python_path.clone(),
-            environment: config.worker_env.clone(),
-            log_directory: log_directory.clone(),
-        };
+        let zygote_command = ZygoteCommand::of(&config);
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Self {
             address: Address {
@@ -142,11 +144,10 @@ impl Node {
             pids: FxHashMap::default(),
             remote_owners: FxHashMap::default(),
             nodes: FxHashMap::default(),
-            zygote: None,
+            zygote: Some(zygote),
             zygote_command,
             zygote_starts: 0,
             zygote_failures: 0,
-            starting_to_listen: Vec::new(),
             zygote_backlog: BTreeMap::new(),
             logs,
             owners: Owners::default(),
@@ -206,7 +207,7 @@ impl Node {
             path,
             capacity_bytes,
             max_clients: limits.maximum_store_clients as u32,
-            max_objects: limits.maximum_objects as u32,
+            max_objects: config.maximum_objects(limits),
         })?)
     }
 }

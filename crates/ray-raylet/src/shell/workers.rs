@@ -2,6 +2,7 @@
 //!
 //! Invariants: those of `processes`.
 
+use super::config::RayletError;
 use super::node::TOKEN_ZYGOTE;
 use super::node::{Node, Timer};
 use super::processes::Process;
@@ -78,27 +79,31 @@ impl Node {
     }
 
     pub(super) fn start_zygote(&mut self) {
-        self.zygote_starts += 1;
-        let zygote = Zygote::start(&self.zygote_command);
-        match zygote {
-            Ok(mut zygote) => {
-                let watched = self
-                    .reactor
-                    .watch_descriptor(zygote.descriptor(), TOKEN_ZYGOTE + self.zygote_starts);
-                if let Err(error) = watched {
-                    return self.stop(Some(error.into()));
-                }
-                for (token, request) in std::mem::take(&mut self.zygote_backlog) {
-                    zygote.fork(token, request);
-                }
+        match Zygote::start(&self.zygote_command) {
+            Ok(zygote) => {
                 self.zygote = Some(zygote);
-                self.flush_zygote();
+                if let Err(error) = self.adopt_zygote() {
+                    self.stop(Some(error));
+                }
             }
             Err(error) => {
                 eprintln!("raylet: {error}");
                 self.at(1_000, Timer::RestartZygote);
             }
         }
+    }
+
+    /// Watches the zygote that was just started, and asks it for the workers that wait.
+    pub(super) fn adopt_zygote(&mut self) -> Result<(), RayletError> {
+        self.zygote_starts += 1;
+        let Some(zygote) = &mut self.zygote else { return Ok(()) };
+        self.reactor
+            .watch_descriptor(zygote.descriptor(), TOKEN_ZYGOTE + self.zygote_starts)?;
+        for (token, request) in std::mem::take(&mut self.zygote_backlog) {
+            zygote.fork(token, request);
+        }
+        self.flush_zygote();
+        Ok(())
     }
 
     pub(super) fn on_zygote(&mut self, token: u64) {

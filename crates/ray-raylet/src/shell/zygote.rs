@@ -6,7 +6,7 @@
 //! Invariants:
 //! 1. A fork request is unanswered until "forked" or "fork_failed" arrives, or its worker registers.
 
-use super::config::RayletError;
+use super::config::{RayletConfig, RayletError};
 use rustix::net::{socketpair, AddressFamily, SendFlags, SocketFlags, SocketType};
 use serde_json::{json, Value};
 use std::collections::{BTreeMap, VecDeque};
@@ -25,6 +25,18 @@ pub struct ZygoteCommand {
     pub python_path: Vec<String>,
     pub environment: BTreeMap<String, String>,
     pub log_directory: PathBuf,
+}
+
+impl ZygoteCommand {
+    /// The zygote of a raylet with this configuration.
+    pub fn of(config: &RayletConfig) -> Self {
+        Self {
+            python: config.python_executable.clone(),
+            python_path: config.python_path.clone(),
+            environment: config.worker_env.clone(),
+            log_directory: config.log_directory(),
+        }
+    }
 }
 
 /// What the zygote says.
@@ -66,7 +78,7 @@ impl Zygote {
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(fail)?;
         let log = |suffix: &str| open_log(&command.log_directory.join(format!("zygote.{suffix}")));
         let program = format!(
-            "import sys; sys.path[:0] = {}; from ray._private.zygote import main; main()",
+            "import gc, sys; gc.disable(); sys.path[:0] = {}; from ray._private.zygote import main; main()",
             json!(command.python_path)
         );
         let descriptor = child.as_raw_fd();

@@ -69,6 +69,7 @@ fn worker_process() {
     raylet
         .send(kinds::REGISTER_PROCESS, 1, ray_wire::encode(&register), &[])
         .unwrap();
+    raylet.send(kinds::WORKER_LISTENING, 0, Bytes::new(), &[]).unwrap();
     let welcome: Welcome = party.inbox.wait(kinds::WELCOME);
     assert_eq!(welcome.refusal, "");
     let details: Value = serde_json::from_str(&welcome.details_json).unwrap();
