@@ -32,8 +32,9 @@ class RayletError(Exception):
 def run_gcs(config_json: str) -> None:
     """Runs the control plane on this thread until SIGTERM or the end of its parent's pipe."""
 
-def run_raylet(config_json: str) -> None:
-    """Runs a node's daemon on this thread until SIGTERM or the end of its parent's pipe."""
+def run_raylet(config_json: str, zygote_fd: int | None = None, zygote_pid: int | None = None) -> None:
+    """Runs a node's daemon on this thread until SIGTERM or the end of its parent's pipe. The zygote is one that was
+    forked for it already, and the socket to it."""
 
 class ObjectRef(Generic[T]):
     """A reference to an object: counted while it lives, awaitable, hashable, equal by id.

@@ -33,10 +33,17 @@ pub fn run_gcs(py: Python<'_>, config_json: &Bound<'_, PyString>) -> PyResult<()
 
 /// Runs a node's daemon until SIGTERM or the end of its parent's pipe.
 #[pyfunction]
-pub fn run_raylet(py: Python<'_>, config_json: &Bound<'_, PyString>) -> PyResult<()> {
-    let config = serde_json::from_str(&config_json.to_string_lossy())
+#[pyo3(signature = (config_json, zygote_fd=None, zygote_pid=None))]
+pub fn run_raylet(
+    py: Python<'_>,
+    config_json: &Bound<'_, PyString>,
+    zygote_fd: Option<i32>,
+    zygote_pid: Option<u32>,
+) -> PyResult<()> {
+    let mut config: ray_raylet::RayletConfig = serde_json::from_str(&config_json.to_string_lossy())
         .map_err(|error| RayletError::new_err(format!("the raylet's configuration is malformed: {error}")))?;
     log_to_standard_error("raylet");
+    config.zygote = zygote_fd.zip(zygote_pid);
     // Its zygote and their workers inherit it.
     ray_rpc::raise_descriptor_limit();
     py.detach(|| ray_raylet::run(config))

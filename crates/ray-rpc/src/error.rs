@@ -83,6 +83,15 @@ impl RpcError {
             source: source.into(),
         }
     }
+
+    /// Whether a limit of this process or machine is the cause, so that it says nothing about the peer.
+    pub fn is_own_limit(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => !crate::descriptors::remedy(source).is_empty(),
+            Self::TooManyLinks { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 /// What kind of event closed a link.

@@ -16,8 +16,10 @@ use ray_wire::{
 
 use crate::inner::{Inner, Pending, PendingEntry, Retry, State};
 use crate::links::note_template;
+use crate::replies::system_error;
 use crate::slot::SlotValue;
 use crate::value::error_value;
+use crate::WorkerError;
 
 use crate::submit::*;
 
@@ -179,6 +181,10 @@ impl Inner {
                 };
                 self.retry_later(state, PUSH_RETRY_DELAY, retry);
             }
+            Err(WorkerError::Rpc(error)) if error.is_own_limit() => {
+                let message = format!("the call cannot be sent to its worker: {error}");
+                self.finish_with(state, task, Arc::new(system_error(message)));
+            }
             Err(error) => {
                 tracing::debug!("worker {worker} cannot be reached: {error}");
                 self.retry_later(state, Duration::ZERO, Retry::SuspectWorker(worker));
@@ -205,6 +211,10 @@ impl Inner {
                     }
                     match self.worker_link(state, worker) {
                         Ok(link) => self.push(state, &link, task, Bytes::new(), sequence, incarnation),
+                        Err(WorkerError::Rpc(error)) if error.is_own_limit() => {
+                            let message = format!("the actor cannot be called: {error}");
+                            self.finish_with(state, task, Arc::new(system_error(message)));
+                        }
                         Err(error) => {
                             tracing::debug!("actor {actor} cannot be reached: {error}");
                             let mut more = Vec::new();

@@ -299,8 +299,15 @@ class NodeHandle:
         deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
         raylet = self._daemons.get("raylet")
         gcs = self._daemons.get("gcs_server") or self._daemons.get("supervisor")
+        # Old sessions' logs go while the daemons end.
+        pruning = threading.Thread(target=services.prune_sessions, args=(os.path.dirname(self.session_directory),))
+        pruning.start()
         if raylet is not None:
             if allow_graceful:
+                raylet.terminate()
+                if gcs is not None:
+                    # It ends with its head node, so it need not wait for the raylet's end.
+                    gcs.terminate()
                 raylet.stop(deadline - 0.5)
             else:
                 raylet.kill()
@@ -317,8 +324,7 @@ class NodeHandle:
         others = [r for r in services.read_records(self.session_directory) if r["node_id"] != self.node_id]
         is_last = not any(services.record_is_alive(record) for record in others)
         services.remove_leftovers(self.session_directory, self.node_id, is_last)
-        if is_last:
-            services.prune_sessions(os.path.dirname(self.session_directory))
+        pruning.join()
 
     def _close_pipe(self) -> None:
         for name in ("_pipe_write_fd", "_pipe_read_fd"):

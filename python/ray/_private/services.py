@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 DEFAULT_TEMP_DIRECTORY = "/tmp/ray"
@@ -25,12 +26,51 @@ START_TIMEOUT_S = float(os.environ.get("RAY_START_TIMEOUT_S", 30.0))
 LOG_TAIL_LINES = 20
 SESSIONS_KEPT = 64
 
-# What `python -S -E -c` runs. It loads the extension from its file and nothing of the `ray` package, so that a daemon
+# What `python -E -c` runs. It loads the extension from its file and nothing of the `ray` package, so that a daemon
 # starts in about 10 ms. The configuration comes through standard input, because it holds the token and an argument
 # list can be read by every user of the machine.
+#
+# A raylet's zygote is forked here, before anything else is done: its imports take longer than the whole start of the
+# raylet, and a fork saves it the start of an interpreter and the loading of the extension. It keeps no descriptor but
+# its socket, nor does it return.
 _DAEMON_PROGRAM = """\
 import sys, posix, _imp, _frozen_importlib, _frozen_importlib_external as external
 name, path = sys.argv[1:3]
+comm = posix.open("/proc/self/comm", posix.O_WRONLY)
+posix.write(comm, name.encode())
+posix.close(comm)
+loader = external.ExtensionFileLoader("ray._raylet", path)
+module = _imp.create_dynamic(_frozen_importlib.ModuleSpec("ray._raylet", loader, origin=path))
+_imp.exec_dynamic(module)
+zygote = ()
+if name == "raylet":
+    import _socket, gc
+    own, its = _socket.socketpair()
+    pid = posix.fork()
+    if pid == 0:
+        try:
+            posix.setpgid(0, 0)
+            own.close()
+            logs, append = sys.argv[3] + "/zygote.", posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND
+            for number, file, flags in ((0, "/dev/null", 0), (1, logs + "out", append), (2, logs + "err", append)):
+                opened = posix.open(file, flags, 0o644)
+                posix.dup2(opened, number)
+                posix.close(opened)
+            posix.closerange(3, its.fileno())
+            posix.closerange(its.fileno() + 1, 1 << 16)
+            gc.disable()
+            sys.modules["ray._raylet"] = module
+            sys.path[:0] = sys.argv[4:]
+            sys.argv[:] = ["ray::zygote"]
+            from ray._private.zygote import serve
+            serve(its.detach())
+            posix._exit(0)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            posix._exit(1)
+    its.close()
+    zygote = (own.detach(), pid)
 parts = []
 while True:
     part = posix.read(0, 65536)
@@ -39,13 +79,9 @@ while True:
 null = posix.open("/dev/null", posix.O_RDWR)
 posix.dup2(null, 0)
 posix.close(null)
-comm = posix.open("/proc/self/comm", posix.O_WRONLY)
-posix.write(comm, name.encode())
-posix.close(comm)
-loader = external.ExtensionFileLoader("ray._raylet", path)
-module = _imp.create_dynamic(_frozen_importlib.ModuleSpec("ray._raylet", loader, origin=path))
-_imp.exec_dynamic(module)
-getattr(module, {"gcs_server": "run_gcs", "raylet": "run_raylet"}[name])(b"".join(parts).decode())
+getattr(module, {"gcs_server": "run_gcs", "raylet": "run_raylet"}[name])(b"".join(parts).decode(), *zygote)
+# Nothing is left to be done that the interpreter's own end would do.
+posix._exit(0)
 """
 
 
@@ -293,9 +329,14 @@ def log_paths(session_directory: str, name: str) -> tuple[str, str]:
 # --- daemons ---
 
 
-def daemon_command(name: str) -> list[str]:
-    """The command line of the daemon "gcs_server" or "raylet"."""
-    return [sys.executable or "python3", "-S", "-E", "-c", _DAEMON_PROGRAM, name, extension_path()]
+def daemon_command(name: str, session_directory: str = "", python_path: Sequence[str] = ()) -> list[str]:
+    """The command line of the daemon "gcs_server", or of "raylet", which needs to know how its zygote starts."""
+    python = sys.executable or "python3"
+    if name == "raylet":
+        # Its zygote is forked from it, and workers need what `site` adds to the path.
+        start = [python, "-E", "-c", _DAEMON_PROGRAM, name, extension_path()]
+        return [*start, os.path.join(session_directory, "logs"), *python_path]
+    return [python, "-S", "-E", "-c", _DAEMON_PROGRAM, name, extension_path()]
 
 
 def start_supervised_gcs(session_directory: str, node_id: str, config: dict[str, Any]) -> Daemon:
@@ -330,7 +371,7 @@ class Daemon:
         self.name = name
         self.config = config
         self.out_path, self.err_path = log_paths(session_directory, name)
-        self._command = command or daemon_command(name)
+        self._command = command or daemon_command(name, session_directory, config.get("python_path", ()))
         self.process = self._start(pass_fds)
 
     def _start(self, pass_fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
@@ -386,6 +427,11 @@ class Daemon:
             if tail
             else f"{text}. Its log {self.err_path} is empty."
         )
+
+    def terminate(self) -> None:
+        """SIGTERM, without waiting for the end."""
+        if self.process.poll() is None:
+            self.process.terminate()
 
     def stop(self, deadline: float) -> None:
         """SIGTERM, and SIGKILL at `deadline` (monotonic time)."""

@@ -1,7 +1,9 @@
 """The zygote: a process with Python and ray imported that forks the node's workers, reaps them and reports their ends.
 
-The raylet starts it as ``python -E -m ray._private.zygote`` with a connected Unix socket, whose descriptor number is in
-``HELIOSTAT_ZYGOTE_FD``. Messages both ways are a length of 4 bytes (little-endian) and JSON:
+A raylet forks its first zygote before it becomes a raylet (see `services`). Where that one died it starts another by
+``python -E -c``, with a connected Unix socket whose descriptor number is in ``HELIOSTAT_ZYGOTE_FD``.
+
+Messages both ways are a length of 4 bytes (little-endian) and JSON:
 
 * ``{"fork": {...}}``: fork a worker. Answered by ``{"forked": {"token", "pid"}}`` or
   ``{"fork_failed": {"token", "error"}}``.
@@ -168,11 +170,13 @@ def _become_worker(request: dict[str, Any]) -> int:
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
 
-    for key, value in (request.get("env") or {}).items():
-        if value is None:
-            os.environ.pop(key, None)
-        else:
-            os.environ[key] = str(value)
+    os.environ.update(request.get("env") or {})
+    variables = request.get("env_vars") or {}
+    if any("${" in value for value in variables.values()):
+        from ray.runtime_env.runtime_env import expand_variables
+
+        variables = expand_variables(variables)
+    os.environ.update(variables)
     for entry in reversed(request.get("python_path") or []):
         if entry not in sys.path:
             sys.path.insert(0, entry)
@@ -220,8 +224,7 @@ def _run_child(request: dict[str, Any]) -> None:
 
 def _refusal(request: dict[str, Any]) -> str | None:
     """Why this worker cannot be forked from here, or None."""
-    env = request.get("env") or {}
-    for name in env:
+    for name in (*(request.get("env") or {}), *(request.get("env_vars") or {})):
         if name in _LOADER_VARIABLES or name.startswith("MALLOC_"):
             return (
                 f"runtime_env sets {name}, which only has an effect in a process that is started afresh; "
@@ -329,8 +332,12 @@ class Zygote:
 
 
 def main() -> None:
-    """Entry point of the zygote process."""
-    descriptor = int(os.environ.pop("HELIOSTAT_ZYGOTE_FD"))
+    """Entry point of a zygote process that was started afresh."""
+    serve(int(os.environ.pop("HELIOSTAT_ZYGOTE_FD")))
+
+
+def serve(descriptor: int) -> None:
+    """Becomes the zygote, whose socket to the raylet is `descriptor`, until the raylet closes it."""
     connected = socket.socket(fileno=descriptor)
     connected.set_inheritable(False)
     # Collections would find nothing while modules are imported, and later they would dirty what children share.
@@ -339,6 +346,9 @@ def main() -> None:
         name.write("ray::zygote")
     for module in _NEEDED:
         _preimport(module)
+    # The extension is loaded before its package where the zygote is a fork of the raylet.
+    if (extension := sys.modules.get("ray._raylet")) is not None:
+        sys.modules["ray"]._raylet = extension  # type: ignore[attr-defined]
     gc.freeze()
     try:
         Zygote(connected).run()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
@@ -33,6 +34,7 @@ _UNBUILT = {
     "_rocprof_sys": "profiling with rocprof-sys",
 }
 _BUILT = ("env_vars", "config")
+_VARIABLE = re.compile(r"\$\{([^}]+)\}")
 DEFAULT_SETUP_TIMEOUT_S = 600
 
 
@@ -367,12 +369,15 @@ def resolve_runtime_env(parent: dict[str, Any], child: dict[str, Any] | None) ->
 
 
 def expand_variables(variables: dict[str, str]) -> dict[str, str]:
-    """`variables` with each ``${NAME}`` replaced by this process's value of it."""
-    expanded = {}
-    for key, value in variables.items():
-        for name, current in os.environ.items():
-            marker = "${" + name + "}"
-            if marker in value:
-                value = value.replace(marker, current)
-        expanded[key] = value
-    return expanded
+    """`variables` with each ``${NAME}`` replaced by this process's value of it; names that it has not stay as they are.
+
+    Example:
+        >>> expand_variables({"PATH": "/opt/tool:${PATH}"})  # doctest: +SKIP
+        {'PATH': '/opt/tool:/usr/bin:/bin'}
+    """
+
+    def current(match: re.Match[str]) -> str:
+        return os.environ.get(match.group(1), match.group(0))
+
+    # In one pass: what a value brings in is not looked at again.
+    return {key: _VARIABLE.sub(current, value) for key, value in variables.items()}

@@ -88,6 +88,9 @@ pub struct RayletConfig {
     pub parent_fd: Option<i32>,
     #[serde(default)]
     pub system_config: BTreeMap<String, serde_json::Value>,
+    /// Socket and pid of a zygote that was forked for this raylet before; else it starts one.
+    #[serde(skip)]
+    pub zygote: Option<(i32, u32)>,
 }
 
 fn default_host() -> String {

@@ -34,7 +34,7 @@ pub use config::{Limits, RayletConfig, RayletError};
 
 use node::Node;
 use ray_rpc::{CloseReason, Frame, Link, Reactor, Service, Target};
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -100,7 +100,13 @@ pub fn run(config: RayletConfig) -> Result<(), RayletError> {
     let command = zygote::ZygoteCommand::of(&config);
     std::fs::create_dir_all(&command.log_directory)
         .map_err(|error| RayletError::io(format!("make {}", command.log_directory.display()), error))?;
-    let zygote = zygote::Zygote::start(&command)?;
+    let zygote = match config.zygote {
+        Some((descriptor, pid)) => {
+            // SAFETY: whoever forked the zygote left this descriptor open for it, and nobody else uses it.
+            zygote::Zygote::adopt(unsafe { OwnedFd::from_raw_fd(descriptor) }, pid)?
+        }
+        None => zygote::Zygote::start(&command)?,
+    };
     let rpc = ray_rpc::Config {
         spin_us: 0,
         ..Default::default()

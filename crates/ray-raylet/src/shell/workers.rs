@@ -34,20 +34,12 @@ impl Node {
             failure: None,
         };
         let environment: serde_json::Value = serde_json::from_str(&runtime_env_json).unwrap_or_default();
-        let mut env: serde_json::Map<String, serde_json::Value> = self
-            .config
-            .worker_env
-            .iter()
-            .map(|(key, value)| (key.clone(), json!(value)))
-            .collect();
-        if let Some(variables) = environment.get("env_vars").and_then(|variables| variables.as_object()) {
-            env.extend(variables.clone());
-        }
         let request = json!({
             "token": token,
             "worker_id": worker.hex(),
             "job_hex": job.map(|job| job.hex()),
-            "env": env,
+            "env": self.config.worker_env,
+            "env_vars": environment.get("env_vars"),
             "python_path": self.config.python_path,
             "python_executable": environment.get("py_executable"),
             "log_directory": self.log_directory,

@@ -107,10 +107,17 @@ impl Zygote {
             .spawn()
             .map_err(|error| RayletError::io(format!("start the zygote with {}", command.python.display()), error))?;
         drop(child);
-        rustix::io::ioctl_fionbio(&own, true).map_err(fail)?;
+        Self::adopt(own, spawned.id())
+    }
+
+    /// Takes over a child of this process that is a zygote, or becomes one, at the other end of this socket.
+    pub fn adopt(socket: OwnedFd, pid: u32) -> Result<Self, RayletError> {
+        let fail = |error: rustix::io::Errno| RayletError::io("set up the zygote's socket", error);
+        rustix::io::ioctl_fionbio(&socket, true).map_err(fail)?;
+        rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC).map_err(fail)?;
         Ok(Self {
-            pid: spawned.id(),
-            socket: own,
+            pid,
+            socket,
             received: Vec::new(),
             unsent: VecDeque::new(),
             ready: false,
