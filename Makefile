@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -X faulthandler -m pytest
 CRATES := $(wildcard crates/*/Cargo.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-all test-rust test-python test-loom lint format stubs bench wheel clean toolchain
+.PHONY: help demo build test test-all test-rust test-python test-loom lint format stubs bench bench-quick wheel clean toolchain
 
 help:
 	@echo "make demo      build in release mode, install into .venv, run the main job"
@@ -74,6 +74,10 @@ stubs: build
 
 bench: build
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+# What calls cost the driver against benchmarks/quick.json, with what was built last.
+bench-quick: $(VENV)/.requirements
+	@$(BIN)/python -m benchmarks.quick $(ARGS)
 
 wheel: toolchain $(VENV)/.requirements
 	@$(BIN)/maturin build --release --out dist

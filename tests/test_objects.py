@@ -265,3 +265,73 @@ def test_waiting_for_one_after_the_other_finds_each_once():
     twice = ray.put(1)
     with pytest.raises(ValueError, match="unique"):
         ray.wait([twice, twice])
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(20_000, dtype=np.uint8),
+        np.arange(3_000, dtype=np.complex128).reshape(10, 300),
+        np.arange(12, dtype=np.int16).reshape(3, 4),
+        np.asfortranarray(np.arange(6_000.0).reshape(20, 300)),
+        np.arange(6_000)[::2],
+        np.arange(6_000, dtype=">i4"),
+        np.zeros((0, 3), dtype=np.float32),
+        np.array(3.5),
+        np.array([True, False] * 3_000),
+        np.array(["a", "bc"] * 1_000),
+        np.array([(1, 2.0)] * 1_000, dtype=[("x", "i4"), ("y", "f8")]),
+        np.array(["2020-01-01"] * 1_000, dtype="datetime64[D]"),
+        np.array([None, "x"], dtype=object),
+        np.arange(40_000, dtype=np.longdouble),
+    ],
+    ids=lambda array: f"{array.dtype}{array.shape}",
+)
+def test_arrays_arrive_as_they_are(ray_module, array):
+    @ray.remote
+    def same(positional, number, keyword=None):
+        for found in (positional, keyword):
+            assert type(found) is np.ndarray
+            assert found.flags.aligned
+        return positional, keyword, positional.flags.writeable
+
+    positional, keyword, writeable = ray.get(same.remote(array, 1, keyword=array[:1] if array.ndim else array.copy()))
+    for found, sent in ((positional, array), (keyword, array[:1] if array.ndim else array)):
+        assert found.dtype == sent.dtype and found.shape == sent.shape
+        assert np.array_equal(found, sent)
+    if array.flags.c_contiguous and array.dtype.kind in "biufc":
+        # Its memory is the message's own, which is nobody's to write.
+        assert not writeable
+
+
+def test_an_array_that_is_passed_twice_stays_one_array(ray_module):
+    @ray.remote
+    def are_same(first, second, nested):
+        return first is second, first is nested[0]
+
+    array = np.arange(10_000)
+    assert ray.get(are_same.remote(array, array, [array])) == (True, True)
+
+
+def test_an_array_is_passed_as_it_is_at_the_call(ray_module):
+    @ray.remote
+    def total(array):
+        return int(array.sum())
+
+    array = np.ones(10_000, dtype=np.int64)
+    results = []
+    for i in range(50):
+        array[:] = i
+        results.append(total.remote(array))
+    array[:] = -1
+    assert ray.get(results) == [10_000 * i for i in range(50)]
+
+
+def test_an_array_outlives_its_reference(ray_module):
+    @ray.remote
+    def make(i):
+        return np.full(10_000, i, dtype=np.int64)
+
+    arrays = [ray.get(make.remote(i)) for i in range(30)]
+    assert [int(array[-1]) for array in arrays] == list(range(30))
+    assert not any(array.flags.writeable for array in arrays)

@@ -29,6 +29,9 @@ class RayletError(Exception):
 # Raised by the extension by name, looked up in `ray.exceptions` when first needed: GetTimeoutError, RaySystemError,
 # ObjectStoreFullError, PendingCallsLimitExceeded, and those that `Hooks.error_from_value` makes.
 
+def rebuild_array(code: str, shape: tuple[int, ...], buffer: Any) -> Any:
+    """The array that pickles of arguments have: element type, shape, and its bytes."""
+
 def run_gcs(config_json: str) -> None:
     """Runs the control plane on this thread until SIGTERM or the end of its parent's pipe."""
 

@@ -18,6 +18,7 @@ use ray_worker::{
     Submitted, TemplateOptions,
 };
 
+use crate::arrays;
 use crate::conversion::{bytes_field, field, id_error, optional, resources, strategy};
 use crate::error::{get_failure, worker_error, RayletError};
 use crate::event_loop::{set_task_variable, task_of_context};
@@ -80,6 +81,8 @@ impl Runtime {
         let py = args.py();
         let mut references = Vec::new();
         let mut by_value = kwargs.is_some();
+        let keyword_values = kwargs.into_iter().flatten().map(|(_, value)| value);
+        let replaces_arrays = arrays::are_alone(args.iter().chain(keyword_values));
         let positional = PyList::empty(py);
         for (index, value) in args.iter().enumerate() {
             match value.cast::<ObjectRef>() {
@@ -94,7 +97,7 @@ impl Runtime {
                 }
                 Err(_) => {
                     by_value = true;
-                    positional.append(value)?;
+                    positional.append(arrays::replaced(value, replaces_arrays)?)?;
                 }
             }
         }
@@ -110,7 +113,7 @@ impl Runtime {
                     });
                     keywords.set_item(key, py.None())?;
                 }
-                Err(_) => keywords.set_item(key, value)?,
+                Err(_) => keywords.set_item(key, arrays::replaced(value, replaces_arrays)?)?,
             }
         }
         let values = if by_value {

@@ -7,6 +7,7 @@
 //! 1. No thread of the runtime takes the interpreter's lock; only threads that Python called do.
 //! 2. Hooks of the language run with no lock of the runtime held.
 
+mod arrays;
 mod call_arguments;
 mod completions;
 mod conversion;
@@ -49,7 +50,9 @@ fn _raylet(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<execution::RunningTask>()?;
     module.add_class::<event_loop::EventLoop>()?;
     module.add_class::<core::CoreWorker>()?;
+    module.add_function(wrap_pyfunction!(arrays::rebuild_array, module)?)?;
     module.add_function(wrap_pyfunction!(reference::rebuild_reference, module)?)?;
+    module.add_function(wrap_pyfunction!(arrays::rebuild_array, module)?)?;
     module.add_function(wrap_pyfunction!(reference::rebuild_references, module)?)?;
     module.add_function(wrap_pyfunction!(daemons::run_gcs, module)?)?;
     module.add_function(wrap_pyfunction!(daemons::run_raylet, module)?)?;

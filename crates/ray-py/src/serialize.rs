@@ -26,6 +26,7 @@ use ray_wire::layout::{self, ErrorValue};
 use ray_wire::Address;
 use ray_worker::{Contained, InlineValue, Serialized, StoredValue, Value};
 
+use crate::arrays::PlainArray;
 use crate::core::Runtime;
 use crate::reference::{ObjectRef, ReferenceBatch};
 
@@ -35,6 +36,11 @@ const MAX_DEPTH: u32 = 4;
 const MAX_LOOKED_AT: u32 = 64;
 /// Bytes below which in-band data is copied into a `bytes` for the unpickler.
 const COPY_BELOW_BYTES: usize = 64 << 10;
+
+/// Alignment that any element type is content with, and that the allocator gives.
+const BUFFER_ALIGNMENT_BYTES: usize = 16;
+/// Buffers of a small value from this size on are used where they lie.
+const VIEW_FROM_BYTES: usize = 4 << 10;
 
 /// What a value is read within: which runtime counts the references in it, and what stands in for them meanwhile.
 #[derive(Clone)]
@@ -109,7 +115,8 @@ pub fn reading() -> Option<Reading> {
     READING.with(|stack| stack.borrow().last().map(|(reading, _)| reading.clone()))
 }
 
-fn pickle_function<'py>(
+/// A function of the C pickler's module, looked up once.
+pub fn pickle_function<'py>(
     py: Python<'py>,
     cell: &'static PyOnceLock<Py<PyAny>>,
     name: &str,
@@ -119,7 +126,8 @@ fn pickle_function<'py>(
         .bind(py))
 }
 
-fn ndarray_type(py: Python<'_>) -> Option<Bound<'_, PyAny>> {
+/// The class of plain arrays, where numpy is loaded.
+pub fn ndarray_type(py: Python<'_>) -> Option<Bound<'_, PyAny>> {
     static NDARRAY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     if let Some(class) = NDARRAY.get(py) {
         return Some(class.bind(py).clone());
@@ -166,7 +174,10 @@ fn is_plain(value: &Bound<'_, PyAny>, depth: u32, budget: &mut u32) -> bool {
                 .iter()
                 .all(|(key, item)| is_plain(&key, 0, budget) && is_plain(&item, depth - 1, budget));
     }
-    if value.is_exact_instance_of::<ObjectRef>() || value.is_exact_instance_of::<ReferenceBatch>() {
+    if value.is_exact_instance_of::<ObjectRef>()
+        || value.is_exact_instance_of::<ReferenceBatch>()
+        || value.is_exact_instance_of::<PlainArray>()
+    {
         return true;
     }
     let py = value.py();
@@ -250,12 +261,26 @@ pub fn serialize(runtime: &Runtime, value: &Bound<'_, PyAny>) -> PyResult<Serial
         .iter()
         .map(|buffer| buffer_bytes(&buffer))
         .collect::<PyResult<Vec<_>>>()?;
+    let inband = match buffers.is_empty() {
+        true => python_bytes(&pickled),
+        false => padded(pickled.as_bytes()),
+    };
     Ok(Serialized {
         format: layout::FORMAT_PICKLE,
-        inband: python_bytes(&pickled),
+        inband,
         buffers,
         contained,
     })
+}
+
+/// A pickle with zeros behind its end, which the unpickler does not look at, so that the buffer that follows it in a frame
+/// is aligned there and can be used where it lies.
+fn padded(pickle: &[u8]) -> Bytes {
+    let length = pickle.len().next_multiple_of(BUFFER_ALIGNMENT_BYTES);
+    let mut bytes = Vec::with_capacity(length);
+    bytes.extend_from_slice(pickle);
+    bytes.resize(length, 0);
+    bytes.into()
 }
 
 /// Bytes of a Python `bytes`: copied where they will be kept inline, shared where they go to the object store.
@@ -267,17 +292,25 @@ fn python_bytes(bytes: &Bound<'_, PyBytes>) -> Bytes {
     }
 }
 
-/// Read-only bytes of a stored value, which stay where they are while this lives.
+/// Read-only bytes of a value, which stay where they are while this lives.
 #[pyclass(module = "ray._raylet", frozen)]
-pub struct ObjectBuffer {
-    value: StoredValue,
-    start: usize,
-    length: usize,
+pub struct ObjectBuffer(BufferOwner);
+
+enum BufferOwner {
+    Stored {
+        value: StoredValue,
+        start: usize,
+        length: usize,
+    },
+    Inline(Bytes),
 }
 
 impl ObjectBuffer {
     fn bytes(&self) -> &[u8] {
-        &self.value.pinned[self.start..self.start + self.length]
+        match &self.0 {
+            BufferOwner::Stored { value, start, length } => &value.pinned[*start..*start + *length],
+            BufferOwner::Inline(bytes) => bytes,
+        }
     }
 }
 
@@ -367,15 +400,8 @@ pub fn deserialize<'py>(py: Python<'py>, reading: Reading, value: &Value) -> PyR
 }
 
 fn view<'py>(py: Python<'py>, value: &StoredValue, start: usize, length: usize) -> PyResult<Bound<'py, PyAny>> {
-    Ok(Bound::new(
-        py,
-        ObjectBuffer {
-            value: value.clone(),
-            start,
-            length,
-        },
-    )?
-    .into_any())
+    let value = value.clone();
+    Ok(Bound::new(py, ObjectBuffer(BufferOwner::Stored { value, start, length }))?.into_any())
 }
 
 /// Makes the Python value of an inline one.
@@ -384,14 +410,21 @@ pub fn deserialize_inline<'py>(py: Python<'py>, reading: Reading, value: &Inline
         return deserialize_other(py, &reading, value.format, &value.inband);
     }
     let inband = PyBytes::new(py, &value.inband).into_any();
-    // Small buffers are copied so that arrays over them are aligned.
     let buffers = value
         .buffers
         .iter()
-        .map(|buffer| PyBytes::new(py, buffer).into_any())
-        .collect();
+        .map(|buffer| inline_buffer(py, buffer))
+        .collect::<PyResult<Vec<_>>>()?;
     let _scope = Scope::enter(reading);
     unpickle(py, &inband, buffers)
+}
+
+/// A buffer of a small value: where it lies, if an array over it is aligned there, or else a copy.
+fn inline_buffer<'py>(py: Python<'py>, buffer: &Bytes) -> PyResult<Bound<'py, PyAny>> {
+    if buffer.len() < VIEW_FROM_BYTES || buffer.as_ptr().addr() % BUFFER_ALIGNMENT_BYTES != 0 {
+        return Ok(PyBytes::new(py, buffer).into_any());
+    }
+    Ok(Bound::new(py, ObjectBuffer(BufferOwner::Inline(buffer.clone())))?.into_any())
 }
 
 fn deserialize_other<'py>(

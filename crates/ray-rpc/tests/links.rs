@@ -147,6 +147,43 @@ fn the_background_thread_serves_while_the_user_thread_is_elsewhere() {
 }
 
 #[test]
+fn quick_turns_arm_no_alarm_and_what_comes_after_them_is_served() {
+    let directory = Directory::new();
+    let server = Side::echo(Config::default());
+    // A slow patrol, so that a busy machine's turns are quick beside it.
+    let config = Config {
+        patrol_us: 50_000,
+        ..Config::default()
+    };
+    let client = Side::with(config, notifying());
+    let link = connect_pair(&server, &client, &directory);
+    client.reactor.start_background().unwrap();
+    let waiter = Waiter::new();
+    link.set_user_data(Box::new(waiter.clone())).unwrap();
+    let rounds = 2_000;
+    let before = client.reactor.stats().arms;
+    for round in 0..rounds {
+        link.send(1, round, Bytes::new(), &[]).unwrap();
+        let outcome = client.reactor.wait(&waiter, Some(Instant::now() + LIMIT));
+        assert_eq!(outcome, WaitOutcome::Notified);
+    }
+    let arms = client.reactor.stats().arms - before;
+    assert!(arms < rounds / 2, "{arms} alarms in {rounds} quick turns");
+    // From here on only the background thread serves: by its patrol first, then woken by the alarm.
+    for round in rounds..rounds + 5 {
+        link.send(1, round, Bytes::new(), &[]).unwrap();
+        let limit = Instant::now() + LIMIT;
+        while client.reactor.stats().frames_received <= round {
+            assert!(Instant::now() < limit, "the answer to {round} was not served");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(30));
+    }
+    client.reactor.token_is_consistent();
+    assert!(client.reactor.stats().arms > before + arms, "the patrol ends");
+}
+
+#[test]
 fn corked_frames_share_writes_and_leave_when_told() {
     let directory = Directory::new();
     let server = Side::served(Config::default());
