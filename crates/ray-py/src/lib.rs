@@ -13,6 +13,7 @@ mod completions;
 mod conversion;
 mod core;
 mod core_cluster;
+mod core_objects;
 mod daemons;
 mod error;
 mod event_loop;

@@ -445,7 +445,10 @@ impl Inner {
                 .map(|creation| creation.handle_metadata.clone());
             state.actor_origin = Some((incoming.caller.clone(), metadata.unwrap_or_default()));
             let mut assigned = state.assigned.take().unwrap_or_default();
-            assigned.job_config_json.clone_from(&message.job_config_json);
+            if !message.job_config_json.is_empty() {
+                // The lease may have brought it already, and an order without it takes nothing away.
+                assigned.job_config_json.clone_from(&message.job_config_json);
+            }
             assigned.job_id = id_bytes(actor.job_id().as_bytes());
             state.assigned = Some(assigned.clone());
             state.work.push_back(Work::Lease(assigned));

@@ -19,12 +19,12 @@ use ray_store::StoreClient;
 use ray_wire::{Address, LeaseSpecification};
 use rustc_hash::FxHashMap;
 
-use crate::actors::ActorEntry;
+use crate::actor_entry::ActorEntry;
 use crate::connect::Role;
 use crate::execute::ExecutionQueue;
 use crate::gcs::GcsWait;
 use crate::generators::Stream;
-use crate::objects::ExtentWait;
+use crate::room::ExtentWait;
 use crate::slot::{lock, Group, Slot};
 use crate::submit::{PendingTask, TaskSpec};
 use crate::template::Template;

@@ -9,6 +9,7 @@
 //! 2. A slot becomes ready once with each value; who waits on it is woken in the same step.
 //! 3. Every request that is sent has an entry in `pending`, which ends with its answer, its link or its deadline.
 
+mod actor_entry;
 mod actors;
 mod answer;
 mod borrowing;
@@ -18,6 +19,7 @@ mod error;
 mod evidence;
 mod execute;
 mod failures;
+mod fetching;
 mod gcs;
 mod generators;
 mod inner;
@@ -26,6 +28,7 @@ mod logs;
 mod main_thread;
 mod objects;
 mod replies;
+mod room;
 mod sending;
 mod service;
 mod session;

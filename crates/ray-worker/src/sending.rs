@@ -250,7 +250,7 @@ impl Inner {
         let error = ErrorValue {
             kind: death
                 .as_ref()
-                .map_or(kind, |death| crate::actors::error_kind_of_death(death.kind)),
+                .map_or(kind, |death| crate::actor_entry::error_kind_of_death(death.kind)),
             message,
             death,
             actor_id: id_bytes(actor.as_bytes()),
