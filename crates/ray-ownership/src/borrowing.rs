@@ -349,21 +349,27 @@ impl<V: Default> ReferenceTable<V> {
         }
         let passed = self.passed.entry(caller).or_default();
         // Its own objects go with it.
-        passed.extend(
+        passed.borrows.extend(
             retained
                 .iter()
                 .filter(|(_, owner, _)| *owner != caller)
                 .map(|(object, _, generation)| (*object, *generation)),
         );
-        if passed.len() >= PASSED_BEFORE_PRUNING && passed.len().is_power_of_two() {
+        if passed.borrows.len() >= PASSED_BEFORE_PRUNING + 2 * passed.kept {
             let entries = &self.entries;
-            passed.retain(|(object, generation)| {
+            passed.borrows.retain(|(object, generation)| {
                 entries
                     .get(object)
                     .is_some_and(|entry| entry.is_borrowed_as(*generation))
             });
+            passed.kept = passed.borrows.len();
         }
         self.watch(caller, commands);
+    }
+
+    /// How many borrows are noted that this caller passed, with those that are over and not forgotten yet.
+    pub fn passed_noted(&self, caller: WorkerId) -> usize {
+        self.passed.get(&caller).map_or(0, |passed| passed.borrows.len())
     }
 
     /// As owner: what a process borrows of ours.
@@ -376,7 +382,7 @@ impl<V: Default> ReferenceTable<V> {
 
     /// A caller is dead, perhaps before it relayed what this process keeps of its calls.
     fn tell_owners_of_passed(&mut self, caller: WorkerId, commands: &mut Vec<ReferenceCommand>) {
-        for (object, generation) in self.passed.remove(&caller).unwrap_or_default() {
+        for (object, generation) in self.passed.remove(&caller).unwrap_or_default().borrows {
             let Some(entry) = self.entries.get_mut(&object) else {
                 continue;
             };

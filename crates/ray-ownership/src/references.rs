@@ -33,6 +33,15 @@ pub(crate) struct ReturnAcknowledgement {
     pub(crate) complete: bool,
 }
 
+/// What one caller passed to calls here that is kept.
+#[derive(Debug, Default)]
+pub(crate) struct Passed {
+    /// Objects with the generation of their borrow; some may be over.
+    pub(crate) borrows: Vec<(ObjectId, u64)>,
+    /// How many were left when those that are over were dropped last.
+    pub(crate) kept: usize,
+}
+
 /// The counts of one process.
 #[derive(Debug)]
 pub struct ReferenceTable<V> {
@@ -57,7 +66,7 @@ pub struct ReferenceTable<V> {
     /// How often an object stands in `covered`: while another running task covers it, its end need not list it.
     pub(crate) cover_counts: FxHashMap<ObjectId, u32>,
     /// Caller to what it passed to calls here that is kept, by object and generation: it relays that, unless it dies.
-    pub(crate) passed: FxHashMap<WorkerId, Vec<(ObjectId, u64)>>,
+    pub(crate) passed: FxHashMap<WorkerId, Passed>,
 }
 
 impl<V: Default> ReferenceTable<V> {

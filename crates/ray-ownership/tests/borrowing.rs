@@ -658,3 +658,19 @@ fn a_borrower_whose_caller_died_tells_the_owner_itself() {
     step(&mut borrower, |t, c| t.remove_local(&of_the_caller, c));
     assert!(borrower.is_quiet());
 }
+
+#[test]
+fn what_a_caller_passed_and_is_over_is_forgotten() {
+    let mut borrower = Table::new(worker(BORROWER));
+    let o = object(9);
+    for call in 0..1000u64 {
+        let task = TaskId::of(ActorId::nil_in(JobId::from_int(1)), (call + 100).to_le_bytes());
+        step(&mut borrower, |t, c| {
+            t.borrow(o, worker(OWNER), Cover::Task(task), (), c)
+        });
+        let retained = borrower.end_of_cover(task);
+        step(&mut borrower, |t, c| t.passed_by(worker(CALLER), &retained, c));
+        step(&mut borrower, |t, c| t.remove_local(&o, c));
+    }
+    assert!(borrower.passed_noted(worker(CALLER)) <= 64);
+}
