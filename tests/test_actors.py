@@ -394,3 +394,119 @@ def test_cancel_of_queued_actor_calls():
     with pytest.raises(ray.exceptions.TaskCancelledError):
         ray.get(queued, timeout=20)
     assert ray.get(running, timeout=20) == 1
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_actor_that_goes_out_of_scope_cleans_up(tmp_path, is_async):
+    class Sync:
+        def __init__(self, directory):
+            self.directory = directory
+
+        def ready(self):
+            return True
+
+        def __ray_shutdown__(self):
+            (self.directory / "shut_down").touch()
+
+        def __del__(self):
+            if self.directory is not None:
+                (self.directory / "deleted").touch()
+
+    class Async(Sync):
+        async def ready(self):
+            return True
+
+        async def __ray_shutdown__(self):
+            super().__ray_shutdown__()
+
+    actor = ray.remote(Async if is_async else Sync).remote(tmp_path)
+    assert ray.get(actor.ready.remote())
+    assert not list(tmp_path.iterdir())
+    del actor
+    wait_for_condition(lambda: {path.name for path in tmp_path.iterdir()} == {"shut_down", "deleted"})
+
+
+def test_a_cleanup_that_raises_keeps_nothing_from_ending(tmp_path):
+    @ray.remote
+    class Bad:
+        def pid(self):
+            return os.getpid()
+
+        def __ray_shutdown__(self):
+            raise ValueError("in the cleanup")
+
+    actor = Bad.remote()
+    pid = ray.get(actor.pid.remote())
+    del actor
+    wait_for_condition(lambda: not os.path.exists(f"/proc/{pid}"))
+
+
+def test_a_class_is_captured_when_it_is_first_used():
+    limit = [1]
+
+    @ray.remote
+    class Reader:
+        seen = limit
+
+        def read(self):
+            return self.seen
+
+    first, second = Reader.remote(), None
+    assert ray.get(first.read.remote()) == [1]
+    limit.append(2)
+    second = Reader.options(num_cpus=0).remote()
+    assert ray.get(second.read.remote()) == [1]
+
+
+def test_a_class_with_a_cached_property():
+    import functools
+
+    @ray.remote
+    class Lazy:
+        made = 0
+
+        @functools.cached_property
+        def value(self):
+            self.made += 1
+            return 5
+
+        def read(self):
+            return self.value, self.value, self.made
+
+    actor = Lazy.remote()
+    assert ray.get(actor.read.remote()) == (5, 5, 1)
+
+
+def test_why_an_actor_left_is_said_to_later_calls():
+    @ray.remote
+    class Leaves:
+        def leave(self):
+            ray.actor.exit_actor()
+
+        def ping(self):
+            return 1
+
+    actor = Leaves.remote()
+    with pytest.raises(ray.exceptions.ActorDiedError, match="exit_actor"):
+        ray.get(actor.leave.remote(), timeout=20)
+    with pytest.raises(ray.exceptions.ActorDiedError, match="exit_actor"):
+        ray.get(actor.ping.remote(), timeout=20)
+
+
+def test_get_if_exists_from_many_workers_makes_one_actor():
+    @ray.remote(num_cpus=0)
+    class Single:
+        def __init__(self):
+            self.calls = 0
+
+        def count(self):
+            self.calls += 1
+            return self.calls
+
+    @ray.remote(num_cpus=0)
+    def use():
+        single = Single.options(name="the only one", get_if_exists=True, lifetime="detached").remote()
+        return ray.get(single.count.remote())
+
+    assert sorted(ray.get([use.remote() for _ in range(10)], timeout=30)) == list(range(1, 11))
+    ray.kill(ray.get_actor("the only one"))

@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import re
 import signal
 import socket
 import struct
@@ -101,7 +102,7 @@ def test_options_of_tasks(options):
     [
         {"nonsense": 1},
         {"max_restarts": -2},
-        {"max_concurrency": 0},
+        {"max_concurrency": -1},
         {"max_concurrency": "x"},
         {"lifetime": "forever"},
         {"name": ""},
@@ -270,11 +271,20 @@ except KeyboardInterrupt:
     assert "interrupted" in output and program.returncode == 0
 
 
-def test_few_file_descriptors():
+@pytest.mark.parametrize(
+    ("limit", "outcome"),
+    [
+        (64, "worked"),
+        # The node's daemons cannot start with so few, which is known for certain when their time is over.
+        pytest.param(20, "worked|said .*(open files|descriptors)", marks=pytest.mark.slow),
+    ],
+)
+def test_few_file_descriptors(limit, outcome):
     result = run_program(
         """
-import resource
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+import resource, sys
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 import ray
 try:
     ray.init("local", num_cpus=1, object_store_memory=80 << 20, log_to_driver=False)
@@ -284,9 +294,10 @@ try:
 except (OSError, RuntimeError, ray.exceptions.RayError) as error:
     print("said", type(error).__name__, error)
 """,
+        str(limit),
         timeout=80,
     )
-    assert "worked" in result.stdout or "said" in result.stdout
+    assert re.search(outcome, result.stdout, re.DOTALL), result.stdout
 
 
 def test_a_store_larger_than_shared_memory_goes_to_disk_or_says_so():
@@ -391,8 +402,10 @@ def test_garbage_on_the_port(garbage):
         while part := connection.recv(65536):
             received += part
         assert os.environ["RAY_AUTH_TOKEN"].encode() not in received
+    except TimeoutError:
+        raise AssertionError("a connection that sent garbage stayed open") from None
     except OSError:
-        pass  # closed before all of it was sent or read
+        pass  # Closed before all of it was sent or read.
     finally:
         connection.close()
     assert ray.get(echo.remote("alive"), timeout=20) == "alive"
@@ -414,7 +427,6 @@ def test_everything_above_left_the_store_alone():
     assert json.loads(core.node_query(json.dumps({"method": "memory"})))
     assert ray.cluster_resources()["object_store_memory"] == STORE_BYTES
     wait_for_condition(lambda: ray.available_resources().get("CPU") == 4)
-    assert sys.getrefcount(None) > 0
 
 
 def test_recursion_without_end_is_an_error():
@@ -425,5 +437,5 @@ def test_recursion_without_end_is_an_error():
     def recurse_plain(n):
         return recurse_plain(n + 1)
 
-    with pytest.raises((RecursionError, ray.exceptions.RayError)):
+    with pytest.raises(RecursionError):
         ray.get(recurse.remote(0), timeout=30)

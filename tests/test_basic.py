@@ -418,3 +418,65 @@ def test_ids_have_the_known_lengths_and_forms():
     assert ray.ObjectRef(reference.binary()) == reference and hash(ray.ObjectRef(reference.binary())) == hash(reference)
     assert ray.JobID.from_int(7).binary() == b"\x07\0\0\0"
     assert ray.ActorID.nil().is_nil() and len(ray.ActorID.from_random().binary()) == 16
+
+
+def test_a_function_is_captured_at_its_first_call_whatever_its_options():
+    value = 1
+
+    @ray.remote
+    def read():
+        return value
+
+    value = 2
+    assert ray.get(read.remote()) == 2
+    value = 3
+    assert ray.get([read.remote(), read.options(num_cpus=0).remote()]) == [2, 2]
+
+
+def test_wait_takes_a_whole_float():
+    ready, rest = ray.wait([ray.put(i) for i in range(4)], num_returns=4 / 2)
+    assert (len(ready), len(rest)) == (2, 2)
+
+
+def test_a_timeout_says_so():
+    @ray.remote
+    def never():
+        threading.Event().wait()
+
+    reference = never.remote()
+    with pytest.raises(ray.exceptions.GetTimeoutError, match="Get timed out: some object"):
+        ray.get(reference, timeout=0.1)
+    ray.cancel(reference)
+
+
+def test_every_worker_knows_the_jobs_namespace():
+    # Fresh workers all the time: one that is given its first task while it still connects is no exception.
+    result = run_program("""
+import ray
+ray.init("local", num_cpus=4, namespace="the job's", object_store_memory=80 << 20, log_to_driver=False)
+
+@ray.remote(max_calls=1)
+def namespace():
+    return ray.get_runtime_context().namespace
+
+print(set(ray.get([namespace.remote() for _ in range(40)], timeout=50)))
+""")
+    assert result.stdout.strip() == repr({"the job's"})
+
+
+def test_libraries_use_as_many_threads_as_there_are_cpus_for_the_task():
+    @ray.remote
+    def threads():
+        return os.environ.get("OMP_NUM_THREADS")
+
+    @ray.remote
+    class Actor:
+        def threads(self):
+            return os.environ.get("OMP_NUM_THREADS")
+
+    if "OMP_NUM_THREADS" in os.environ:
+        pytest.skip("OMP_NUM_THREADS is set, and what is set stays")
+    wanted = [threads.options(num_cpus=n).remote() for n in (3, 1, 0.5, 0)]
+    assert ray.get(wanted) == ["3", "1", "1", "1"]
+    actors = [Actor.options(num_cpus=2).remote(), Actor.remote()]
+    assert ray.get([actor.threads.remote() for actor in actors]) == ["2", "1"]

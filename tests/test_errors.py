@@ -194,3 +194,84 @@ def test_the_first_failure_of_a_list_is_raised():
 
     with pytest.raises(ValueError, match="a"):
         ray.get([ray.put(1), fail.remote("a")])
+
+
+class Slotted(Exception):
+    """Keeps something outside its `__dict__`."""
+
+    __slots__ = ("where",)
+
+
+def test_fields_that_are_no_attributes_are_there():
+    @ray.remote
+    def fails(kind):
+        if kind == "os":
+            open("/no/such/file")
+        if kind == "unicode":
+            b"ab\xff".decode()
+        if kind == "import":
+            import no_such_module  # noqa: F401
+        error = Slotted("text")
+        error.where = "here"
+        raise error
+
+    with pytest.raises(FileNotFoundError) as caught:
+        ray.get(fails.remote("os"))
+    assert (caught.value.errno, caught.value.filename) == (2, "/no/such/file") == (2, caught.value.cause.filename)
+    with pytest.raises(UnicodeDecodeError) as caught:
+        ray.get(fails.remote("unicode"))
+    assert caught.value.start == caught.value.cause.start == 2 and "0xff" in str(caught.value.cause)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        ray.get(fails.remote("import"))
+    assert caught.value.name == caught.value.cause.name == "no_such_module"
+    with pytest.raises(Slotted) as caught:
+        ray.get(fails.remote("slots"))
+    assert caught.value.where == caught.value.cause.where == "here"
+
+
+def test_exception_groups_can_be_taken_apart():
+    @ray.remote
+    def fails():
+        raise ExceptionGroup("several", [ValueError("one"), TypeError("two")])
+
+    seen = []
+    try:
+        ray.get(fails.remote())
+    except* ValueError as group:
+        seen += group.exceptions
+    except* TypeError as group:
+        seen += group.exceptions
+    assert [str(error) for error in seen] == ["one", "two"]
+    with pytest.raises(ExceptionGroup) as caught:
+        ray.get(fails.remote())
+    assert isinstance(caught.value, ray.exceptions.RayTaskError) and caught.value.message == "several"
+
+
+def test_notes_travel():
+    @ray.remote
+    def fails():
+        error = ValueError("text")
+        error.add_note("look at the input")
+        raise error
+
+    with pytest.raises(ValueError) as caught:
+        ray.get(fails.remote())
+    assert caught.value.__notes__ == caught.value.cause.__notes__ == ["look at the input"]
+    assert "look at the input" in str(caught.value)
+
+
+def test_the_function_is_named_without_where_it_was_defined():
+    @ray.remote
+    def fails():
+        raise ValueError("text")
+
+    @ray.remote
+    class Actor:
+        def fails(self):
+            raise ValueError("text")
+
+    with pytest.raises(ValueError, match=r"^ray::fails\(\)"):
+        ray.get(fails.remote())
+    actor = Actor.remote()
+    with pytest.raises(ValueError, match=r"^ray::Actor\.fails\(\)"):
+        ray.get(actor.fails.remote())

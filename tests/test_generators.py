@@ -181,3 +181,86 @@ def test_dropping_a_generator_ends_its_task(tmp_path):
 
 def test_an_empty_generator():
     assert list(count.remote(0)) == []
+
+
+def test_a_fixed_number_of_returns_keeps_what_came_before_a_failure():
+    @ray.remote(num_returns=3)
+    def breaks():
+        yield 1
+        raise ValueError("after one")
+
+    first, second, third = breaks.remote()
+    assert ray.get(first) == 1
+    for reference in (second, third):
+        with pytest.raises(ValueError, match="after one"):
+            ray.get(reference)
+
+
+def test_a_fixed_number_of_returns_and_another_number_of_items():
+    first, second = count.options(num_returns=2).remote(1)
+    assert ray.get(first) == 0
+    with pytest.raises(ValueError, match="returned 1 objects, but num_returns=2"):
+        ray.get(second)
+    # What is too much is dropped.
+    assert ray.get(count.options(num_returns=2).remote(5)) == [0, 1]
+    assert ray.get(count.options(num_returns=1).remote(5)) == 0
+
+
+def test_a_failure_that_is_retried_is_one_of_the_whole_call(tmp_path):
+    @ray.remote(num_returns=2, max_retries=3, retry_exceptions=[ValueError])
+    def breaks_once(path):
+        yield 1
+        if not os.path.exists(path):
+            open(path, "w").close()
+            raise ValueError("once")
+        yield 2
+
+    assert ray.get(breaks_once.remote(str(tmp_path / "broken"))) == [1, 2]
+
+
+def test_a_dynamic_call_keeps_what_came_before_a_failure():
+    @ray.remote(num_returns="dynamic")
+    def breaks():
+        yield 1
+        yield 2
+        raise ValueError("after two")
+
+    first, second, third = ray.get(breaks.remote())
+    assert ray.get([first, second]) == [1, 2]
+    with pytest.raises(ValueError, match="after two"):
+        ray.get(third)
+
+
+def test_async_generators_with_a_fixed_number_of_returns():
+    @ray.remote
+    class Async:
+        @ray.method(num_returns=2)
+        async def breaks(self):
+            yield 1
+            raise ValueError("after one")
+
+    actor = Async.remote()
+    first, second = actor.breaks.remote()
+    assert ray.get(first) == 1
+    with pytest.raises(ValueError, match="after one"):
+        ray.get(second)
+
+
+def test_back_pressure_of_one_makes_an_item_when_one_was_taken(tmp_path):
+    @ray.remote(_generator_backpressure_num_objects=1)
+    def counted(path):
+        for i in range(5):
+            with open(path, "a") as file:
+                file.write("x")
+            yield i
+
+    path = str(tmp_path / "made")
+    generator = counted.remote(path)
+    wait_for_condition(lambda: os.path.exists(path))
+    for taken in range(5):
+        # Nothing is made in advance: give it the time in which it would be.
+        deadline = time.monotonic() + 0.2
+        while time.monotonic() < deadline:
+            assert os.path.getsize(path) <= taken + 1
+            time.sleep(0.02)
+        assert ray.get(next(generator), timeout=20) == taken

@@ -372,3 +372,16 @@ def test_logs():
         list(state.get_log(filename="nothing"))
     with pytest.raises(ValueError):
         state.get_log(filename="../gcs")
+
+
+def test_full_and_empty_are_plain():
+    shared = Queue(maxsize=1, actor_options={"num_cpus": 0})
+    with pytest.raises(Empty) as caught:
+        shared.get_nowait()
+    assert type(caught.value) is Empty
+    shared.put(1)
+    for full in (lambda: shared.put_nowait(2), lambda: shared.put(2, timeout=0.05)):
+        with pytest.raises(Full) as caught:
+            full()
+        assert type(caught.value) is Full
+    shared.shutdown(force=True)

@@ -161,6 +161,8 @@ def __getattr__(name: str) -> Any:
             if error.name != f"ray.{name}":
                 raise
             raise AttributeError(f"module 'ray' has no attribute {name!r}: ray.{name} is not built yet") from None
+        except NotImplementedError as error:
+            raise AttributeError(f"module 'ray' has no attribute {name!r}: {error}") from None
     else:
         raise AttributeError(f"module 'ray' has no attribute {name!r}")
     globals()[name] = value

@@ -127,6 +127,8 @@ class RunningTask:
     attempt: int
     function_id: bytes
     generator_backpressure: int
+    retry_exceptions: bool
+    retry_exception_types: bytes  # a pickled tuple; empty for every type
     num_returns: int
     caller: bytes  # worker id
     depth: int
@@ -274,8 +276,9 @@ class CoreWorker:
 class Hooks:
     """What the extension calls. The Python side makes an object with these attributes (`ray._private.worker`)."""
 
-    def serialize(self, value: Any, buffer_callback: Callable[[Any], None]) -> bytes:
-        """In-band pickle of `value` (cloudpickle, registered serializers). Raises TypeError with the culprit's path."""
+    def serialize(self, value: Any, buffer_callback: Callable[[Any], None]) -> bytes | tuple[bytes]:
+        """In-band pickle of `value` (cloudpickle, registered serializers). A tuple holds what `dump_exception` pickled: a
+        failure that takes the value's place. Raises TypeError with the culprit's path."""
 
     def deserialize_exception(self, pickled: bytes) -> BaseException:
         """The exception to raise for a FORMAT_EXCEPTION value (already the dual exception with the cause's type)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ray._private import ray_constants
+from ray._private import function_manager, ray_constants
 from ray._private.actor_metadata import (
     METHOD_OPTIONS_ATTRIBUTE,
     ActorMetadata,
@@ -146,8 +146,12 @@ class ActorMethod:
         return ActorMethod(self._core, self._metadata, self._info, {**self._options, **options})
 
     def bind(self, *args: Any, **kwargs: Any) -> Any:
-        """Would make a node of a graph."""
-        raise NotImplementedError(f"{self._info.name}.bind(): graphs of tasks (ray.dag) are not built yet")
+        """A node of a graph (`ray.dag`) that makes this call when the graph is executed."""
+        from ray.dag import PARENT_CLASS_NODE_KEY, ClassMethodNode
+
+        handle = ActorHandle(self._core, self._metadata)
+        options = {} if self._options is self._info.options else dict(self._options)
+        return ClassMethodNode(self._info.name, args, kwargs, options, {PARENT_CLASS_NODE_KEY: handle})
 
     def _remote(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Submits a call with these options, for libraries that pass arguments as containers."""
@@ -299,12 +303,15 @@ class ActorClass:
         raise TypeError("ActorClass is made by @ray.remote, not directly")
 
     @classmethod
-    def _from_class(cls, target: type, options: dict[str, Any]) -> ActorClass:
+    def _from_class(
+        cls, target: type, options: dict[str, Any], capture: function_manager.Capture | None = None
+    ) -> ActorClass:
         self = cls.__new__(cls)
-        self._setup(target, options)
+        self._setup(target, options, capture)
         return self
 
-    def _setup(self, target: type, options: dict[str, Any]) -> None:
+    def _setup(self, target: type, options: dict[str, Any], capture: function_manager.Capture | None = None) -> None:
+        self._capture = capture or function_manager.Capture()
         self._class = target
         self._options = options
         self._class_name = target.__name__
@@ -384,11 +391,20 @@ class ActorClass:
         if "scheduling_strategy" in actor_options and "placement_group" not in actor_options:
             for name in ("placement_group", "placement_group_bundle_index", "placement_group_capture_child_tasks"):
                 merged.pop(name, None)
-        return ActorClass._from_class(self._class, merged)
+        return ActorClass._from_class(self._class, merged, self._capture)
 
     def bind(self, *args: Any, **kwargs: Any) -> Any:
-        """Would make a node of a graph."""
-        raise NotImplementedError(f"{self._class_name}.bind(): graphs of actors (ray.dag) are not built yet")
+        """A node of a graph (`ray.dag`) that makes an actor when the graph is executed; its attributes are methods to
+        bind.
+
+        Example:
+            >>> counter = Counter.bind()
+            >>> ray.get(counter.increment.bind().execute())
+            1
+        """
+        from ray.dag import ClassNode
+
+        return ClassNode(self._class, args, kwargs, dict(self._options), actor_class=self)
 
     @property
     def _default_options(self) -> dict[str, Any]:
@@ -400,7 +416,7 @@ class ActorClass:
         return target.remote(*(args or ()), **(kwargs or {}))
 
     def _bind(self) -> None:
-        from ray._private import function_manager, scheduling
+        from ray._private import scheduling
         from ray.runtime_env.runtime_env import resolve_runtime_env
 
         context = ensure_context()
@@ -409,11 +425,11 @@ class ActorClass:
         groups = normalized_concurrency_groups(options.get("concurrency_groups"))
         is_async = has_async_methods(target)
         limit = options.get("max_concurrency")
-        if limit is None:
+        if not limit:  # 0 is the default, too.
             limit = ray_constants.DEFAULT_ACTOR_MAX_CONCURRENCY_ASYNC if is_async else 1
         resources, placement = scheduling.actor_resources(options)
         strategy = scheduling.resolve_strategy(options, placement, context.captured_group, full_name)
-        exported = function_manager.export(context.core, target, full_name, "actor class")
+        exported = self._capture.export(context.core, target, full_name, "actor class")
         metadata = ActorMetadata.build(target, exported.function_id, class_methods(target), options, groups)
         for info in metadata.methods.values():
             group = info.options.get("concurrency_group")

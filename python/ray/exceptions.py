@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import types
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -178,10 +179,17 @@ class RayTaskError(RayError):
         """
         dual = _dual_type(type(self.cause))
         # The cause's own __init__ is not run: it may need arguments that nobody knows.
-        instance: Any = dual.__new__(dual)  # type: ignore[call-overload]
+        instance: Any
+        if isinstance(self.cause, BaseExceptionGroup):
+            instance = dual.__new__(dual, self.cause.message, self.cause.exceptions)  # type: ignore[call-overload]
+        else:
+            instance = dual.__new__(dual)  # type: ignore[call-overload]
         for name, value in vars(self).items():
             object.__setattr__(instance, name, value)
         instance.args = (self.cause,)
+        notes = getattr(self.cause, "__notes__", None)
+        if notes is not None:
+            instance.__notes__ = list(notes)
         return instance
 
     def __str__(self) -> str:
@@ -215,6 +223,24 @@ def _first_cause(error: BaseException) -> BaseException:
 _dual_types: dict[type, type] = {}
 
 
+def _fields(cause_type: type) -> set[str]:
+    """Names of what exceptions of this type keep outside their `__dict__`, such as `errno`."""
+    return {
+        name
+        for cls in cause_type.__mro__
+        if issubclass(cls, BaseException) and cls not in (Exception, BaseException)
+        for name, value in vars(cls).items()
+        if isinstance(value, (types.GetSetDescriptorType, types.MemberDescriptorType)) and not name.startswith("__")
+    }
+
+
+def _field_of_cause(name: str) -> property:
+    def get(self: Any) -> Any:
+        return getattr(self.__dict__["cause"], name)
+
+    return property(get)
+
+
 def _dual_type(cause_type: type) -> type:
     dual = _dual_types.get(cause_type)
     if dual is not None:
@@ -235,7 +261,8 @@ def _dual_type(cause_type: type) -> type:
         return f"{type(self).__name__}({self.cause!r})"
 
     name = f"RayTaskError({cause_type.__name__})"
-    namespace = {
+    namespace: dict[str, Any] = {
+        **{field: _field_of_cause(field) for field in _fields(cause_type) if field not in reserved},
         "__init__": __init__,
         "__getattr__": __getattr__,
         "__str__": RayTaskError.__str__,

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ray._private import ray_constants
+from ray._private import function_manager, ray_constants
 from ray._private.context import SubmissionContext, current, ensure_context
 from ray._private.object_ref_generator import ObjectRefGenerator, wrapper_of
 from ray._private.options import validate_task_options
@@ -48,6 +48,7 @@ class RemoteFunction:
         self._options = task_options
         self._name = function_display_name(function)
         self._is_generator = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+        self._capture = function_manager.Capture()
         self._forget()
         for attribute in ("__name__", "__qualname__", "__module__", "__doc__", "__annotations__"):
             value = getattr(function, attribute, None)
@@ -114,8 +115,16 @@ class RemoteFunction:
         return other
 
     def bind(self, *args: Any, **kwargs: Any) -> Any:
-        """Would make a node of a graph."""
-        raise NotImplementedError(f"{self._name}.bind(): graphs of tasks (ray.dag) are not built yet")
+        """A node of a graph (`ray.dag`) that makes this call when the graph is executed.
+
+        Example:
+            >>> dag = square.bind(square.bind(3))
+            >>> ray.get(dag.execute())
+            81
+        """
+        from ray.dag import FunctionNode
+
+        return FunctionNode(self._function, args, kwargs, dict(self._options), remote_function=self)
 
     @property
     def _function_name(self) -> str:
@@ -140,7 +149,7 @@ class RemoteFunction:
 
     def _bind(self) -> None:
         """Makes the template for this process's connection, connecting first where need be."""
-        from ray._private import function_manager, scheduling, serialization
+        from ray._private import scheduling, serialization
         from ray.runtime_env.runtime_env import resolve_runtime_env
 
         context = ensure_context()
@@ -155,7 +164,7 @@ class RemoteFunction:
             max_calls = 1 if resources.get("GPU") else 0
         retries = options.get("max_retries")
         retry = options.get("retry_exceptions", False)
-        exported = function_manager.export(context.core, self._function, self._name, "function")
+        exported = self._capture.export(context.core, self._function, self._name, "remote function")
         backpressure = options.get("_generator_backpressure_num_objects")
         self._template = context.core.make_template(
             {

@@ -76,7 +76,8 @@ pub fn get_failure(py: Python<'_>, failure: GetFailure, timeout_s: Option<f64>) 
             py,
             "GetTimeoutError",
             format!(
-                "Get timed out: {missing} object(s) not ready after {} s. ray.util.state and `ray status` tell what they wait for.",
+                "Get timed out: some object(s) not ready. {missing} of them are missing after {} s; `ray status` tells what \
+                 waits.",
                 timeout_s.unwrap_or_default()
             ),
         ),

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit, PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList};
 use pyo3::{intern, IntoPyObjectExt};
 use ray_wire::layout::{FORMAT_EXCEPTION, FORMAT_NONE};
@@ -94,6 +95,16 @@ impl RunningTask {
     #[getter]
     fn num_returns(&self) -> i32 {
         self.incoming.template.num_returns
+    }
+
+    #[getter]
+    fn retry_exceptions(&self) -> bool {
+        self.incoming.template.retry_exceptions
+    }
+
+    #[getter]
+    fn retry_exception_types<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.incoming.template.retry_exception_types)
     }
 
     #[getter]
@@ -351,12 +362,9 @@ impl Loop<'_> {
         value: Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let count = task.get().incoming.template.num_returns;
-        let is_generator = || {
-            let kind = value.get_type().name().map(|name| name.to_string()).unwrap_or_default();
-            kind == "generator" || kind == "async_generator"
-        };
-        if count < 0 || count > 1 && is_generator() {
-            if count < 0 && !is_generator() && value.try_iter().is_err() {
+        let is_generator = count != 0 && is_generator(&value)?;
+        if count < 0 || is_generator {
+            if !is_generator && value.try_iter().is_err() {
                 return Err(PyTypeError::new_err(format!(
                     "{} has num_returns=\"streaming\" or \"dynamic\" and must return a generator, not {}",
                     task.get().incoming.template.function_name,
@@ -387,6 +395,21 @@ impl Loop<'_> {
     }
 }
 
+/// Whether calling a function made this generator (or async generator), rather than a result.
+fn is_generator(value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    static TYPES: PyOnceLock<[Py<PyAny>; 2]> = PyOnceLock::new();
+    let py = value.py();
+    let types = TYPES.get_or_try_init(py, || {
+        let module = py.import("types")?;
+        Ok::<_, PyErr>([
+            module.getattr("GeneratorType")?.unbind(),
+            module.getattr("AsyncGeneratorType")?.unbind(),
+        ])
+    })?;
+    let class = value.get_type();
+    Ok(types.iter().any(|known| class.is(known.bind(py))))
+}
+
 fn none() -> Serialized {
     Serialized {
         format: FORMAT_NONE,
@@ -407,18 +430,21 @@ fn returns(runtime: &Runtime, task: &RunningTask, value: &Bound<'_, PyAny>) -> P
         NUM_RETURNS_STREAMING => Ok(vec![none()]),
         1 | NUM_RETURNS_DYNAMIC => Ok(vec![serialize::serialize(runtime, value)?]),
         count => {
-            let wrong = |found: String| {
-                PyValueError::new_err(format!(
-                    "{} has num_returns={count} and returned {found}",
-                    incoming.template.function_name
-                ))
-            };
+            let name = &incoming.template.function_name;
             let items: Vec<Bound<'_, PyAny>> = match value.try_iter() {
                 Ok(items) => items.collect::<PyResult<_>>()?,
-                Err(_) => return Err(wrong(format!("a {}, which has no items", value.get_type()))),
+                Err(_) => {
+                    return Err(PyTypeError::new_err(format!(
+                        "Task returned a {}, which has no items, but num_returns={count}. It is {name}.",
+                        value.get_type()
+                    )))
+                }
             };
             if items.len() != count as usize {
-                return Err(wrong(format!("{} values", items.len())));
+                return Err(PyValueError::new_err(format!(
+                    "Task returned {} objects, but num_returns={count}. It is {name}.",
+                    items.len()
+                )));
             }
             items.iter().map(|item| serialize::serialize(runtime, item)).collect()
         }

@@ -256,7 +256,19 @@ pub fn serialize(runtime: &Runtime, value: &Bound<'_, PyAny>) -> PyResult<Serial
             .call_method1(intern!(py, "serialize"), (value, append))
     };
     let contained = COLLECTING.with(|stack| stack.borrow_mut().pop()).unwrap_or_default();
-    let pickled = pickled?.cast_into::<PyBytes>()?;
+    let pickled = match pickled?.cast_into::<PyBytes>() {
+        Ok(pickled) => pickled,
+        // A failure that takes a value's place: whoever gets it sees it raised.
+        Err(other) => {
+            let (exception,): (Bound<'_, PyBytes>,) = other.into_inner().extract()?;
+            return Ok(Serialized {
+                format: layout::FORMAT_EXCEPTION,
+                inband: python_bytes(&exception),
+                buffers: Vec::new(),
+                contained,
+            });
+        }
+    };
     let buffers = buffers
         .iter()
         .map(|buffer| buffer_bytes(&buffer))

@@ -24,33 +24,15 @@ use crate::WorkerError;
 use crate::execute::*;
 
 impl CoreWorker {
-    /// Sends one item of a generator, waiting while its consumer is too far behind. False: the consumer is gone.
+    /// Sends one item of a generator, then waits while its consumer is too far behind for another to be made. False: the
+    /// consumer is gone.
     pub fn send_item(&self, task: &Incoming, index: u64, value: Serialized) -> Result<bool, WorkerError> {
-        let backpressure = u64::from(task.template.generator_backpressure);
-        loop {
-            let group = Group::new(1);
-            {
-                let mut progress = lock(&task.items.state);
-                if progress.abandoned {
-                    return Ok(false);
-                }
-                if backpressure == 0 || index < progress.consumed + backpressure {
-                    progress.sent = index + 1;
-                    break;
-                }
-                progress.waiting = Some(group.clone());
-            }
-            if self.is_cancelled(&task.task_id) {
+        {
+            let mut progress = lock(&task.items.state);
+            if progress.abandoned {
                 return Ok(false);
             }
-            let slice = Instant::now() + WAIT_SLICE;
-            match self.0.wait_for(&group.waiter, Some(slice), "the consumer", || {
-                group.is_done().then_some(())
-            }) {
-                Ok(()) | Err(WorkerError::Timeout { .. }) if is_alive(&task.link) => {}
-                Ok(()) | Err(WorkerError::Timeout { .. }) => return Ok(false),
-                Err(error) => return Err(error),
-            }
+            progress.sent = index + 1;
         }
         if index < task.watermark {
             return Ok(true);
@@ -70,7 +52,36 @@ impl CoreWorker {
             ray_wire::encode(&message),
             &payload,
         )?;
-        Ok(true)
+        self.wait_for_consumer(task, index + 1)
+    }
+
+    /// Waits until the item of this index may be made. False: the consumer is gone.
+    fn wait_for_consumer(&self, task: &Incoming, next: u64) -> Result<bool, WorkerError> {
+        let backpressure = u64::from(task.template.generator_backpressure);
+        loop {
+            let group = Group::new(1);
+            {
+                let mut progress = lock(&task.items.state);
+                if progress.abandoned {
+                    return Ok(false);
+                }
+                if backpressure == 0 || next < progress.consumed + backpressure {
+                    return Ok(true);
+                }
+                progress.waiting = Some(group.clone());
+            }
+            if self.is_cancelled(&task.task_id) {
+                return Ok(false);
+            }
+            let slice = Instant::now() + WAIT_SLICE;
+            match self.0.wait_for(&group.waiter, Some(slice), "the consumer", || {
+                group.is_done().then_some(())
+            }) {
+                Ok(()) | Err(WorkerError::Timeout { .. }) if is_alive(&task.link) => {}
+                Ok(()) | Err(WorkerError::Timeout { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// How many items were sent.

@@ -83,7 +83,10 @@ impl Inner {
             }
             let slice = deadline.map_or(now + WAIT_SLICE, |deadline| deadline.min(now + WAIT_SLICE));
             match self.reactor.wait(waiter, Some(slice)) {
-                WaitOutcome::Interrupted if interrupted() => return Err(WorkerError::Interrupted),
+                // A signal that came between two sleeps interrupts none of them: it is found at the end of the slice.
+                WaitOutcome::Interrupted | WaitOutcome::TimedOut if interrupted() => {
+                    return Err(WorkerError::Interrupted);
+                }
                 WaitOutcome::Stopped if self.shut_down.load(Ordering::Acquire) => return Err(WorkerError::ShutDown),
                 _ => {}
             }

@@ -123,7 +123,7 @@ impl CoreWorker {
             }
             let limit = Instant::now() + 10 * WAIT_SLICE;
             match self.0.reactor.wait(&self.0.execution.waiter, Some(limit)) {
-                WaitOutcome::Interrupted if interrupted() => return None,
+                WaitOutcome::Interrupted | WaitOutcome::TimedOut if interrupted() => return None,
                 WaitOutcome::Stopped => return Some(Work::Exit("the runtime was stopped".into())),
                 _ => {}
             }
@@ -219,7 +219,9 @@ impl CoreWorker {
 
     /// Leaves after what runs now.
     pub fn exit_after_call(&self, reason: &str) {
-        lock(&self.0.execution.state).exiting = Some(reason.to_owned());
+        // The first reason is the cause of those after it: `exit_actor` raises SystemExit.
+        let mut state = lock(&self.0.execution.state);
+        state.exiting.get_or_insert_with(|| reason.to_owned());
     }
 
     /// Whether the worker is to leave.

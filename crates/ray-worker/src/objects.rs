@@ -338,7 +338,9 @@ impl Inner {
                 });
             }
             let slice = deadline.map_or(now + WAIT_SLICE, |deadline| deadline.min(now + WAIT_SLICE));
-            if self.reactor.wait(&group.waiter, Some(slice)) == WaitOutcome::Interrupted && interrupted() {
+            // A signal that came between two sleeps interrupts none of them: it is found at the end of the slice.
+            let woken = self.reactor.wait(&group.waiter, Some(slice));
+            if matches!(woken, WaitOutcome::Interrupted | WaitOutcome::TimedOut) && interrupted() {
                 break Err(WorkerError::Interrupted.into());
             }
         };

@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 import json
 import logging
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 # Frames of these directories are left out of what users see.
 _OWN_FILES = (os.path.dirname(__file__) + os.sep,)
 _DEFAULT_GROUP = ""
+# How long an asyncio actor's `__ray_shutdown__` may take.
+_SHUTDOWN_LIMIT_S = 30.0
 _GENERATOR_TYPES = (types.GeneratorType, types.AsyncGeneratorType)
 
 
@@ -80,6 +83,11 @@ class _LinkSelector(selectors.EpollSelector):
         return []
 
 
+def _shown(qualified_name: str) -> str:
+    """A function's or class's name as tracebacks show it: without the function that it was defined in."""
+    return qualified_name.rpartition("<locals>.")[2]
+
+
 class _Group:
     """A concurrency group of an asyncio actor: how many calls run, and which wait."""
 
@@ -89,6 +97,59 @@ class _Group:
         self.limit = limit
         self.running = 0
         self.waiting: deque[tuple[RunningTask, Callable[..., Any], list[Any], dict[str, Any]]] = deque()
+
+
+class _Items:
+    """The returns of a call that a generator makes, one after the other.
+
+    What it made before it raised stays: only the others raise. With retries the call fails as a whole, so that it is
+    made again.
+    """
+
+    def __init__(self, executor: Executor, task: RunningTask) -> None:
+        self.executor = executor
+        self.task = task
+        self.dynamic = task.num_returns == ray_constants.NUM_RETURNS_DYNAMIC
+        self.items: list[Any] = []
+
+    def add(self, item: Any) -> bool:
+        """Takes an item. False where there is no return left for it."""
+        if self.dynamic:
+            self.items.append(self.executor.core.put(item))
+            return True
+        if len(self.items) == self.task.num_returns:
+            logger.error(
+                "The generator of %s yields more than its num_returns=%d values; the rest is dropped.",
+                self.task.function_name,
+                self.task.num_returns,
+            )
+            return False
+        self.items.append(item)
+        return True
+
+    def fail(self, error: Exception) -> None:
+        """Notes what the generator raised. Raises it where the call fails as a whole."""
+        task, executor = self.task, self.executor
+        if executor.core.is_cancelled(task) or not self.items:
+            raise error
+        if task.retry_exceptions and (
+            not task.retry_exception_types or executor.is_retryable(task, error, task.retry_exception_types)
+        ):
+            raise error
+        failure = serialization.StoredFailure(executor.dump_exception(task, error))
+        if self.dynamic:
+            self.items.append(executor.core.put(failure))
+        else:
+            self.items += [failure] * (task.num_returns - len(self.items))
+
+    def result(self) -> Any:
+        """What the call returns."""
+        if self.dynamic:
+            return DynamicObjectRefGenerator(self.items)
+        wanted, made = self.task.num_returns, len(self.items)
+        if made < wanted:
+            self.fail(ValueError(f"Task returned {made} objects, but num_returns={wanted}."))
+        return self.items[0] if wanted == 1 else self.items
 
 
 class Executor:
@@ -102,6 +163,7 @@ class Executor:
         self._job_config_json = ""
         self._job_config: dict[str, Any] = {}
         self._runtime_env_json = ""
+        self._context: SubmissionContext | None = None
         self._qualnames: dict[str, str] = {}
         self._retryable: dict[bytes, tuple[type[BaseException], ...]] = {}
         self._pools: dict[str, ThreadPoolExecutor] = {}
@@ -124,7 +186,7 @@ class Executor:
     def load_function(self, task: RunningTask, blob: bytes) -> Any:
         """The function or class of an export. Raises RuntimeError where it cannot be had here."""
         target = function_manager.load(self.core, task.function_id, blob, task.function_name)
-        self._qualnames[task.function_name] = getattr(target, "__qualname__", task.function_name)
+        self._qualnames[task.function_name] = _shown(getattr(target, "__qualname__", task.function_name))
         return target
 
     def prepare_lease(self, lease: dict[str, Any]) -> None:
@@ -141,7 +203,8 @@ class Executor:
         captured = None
         if strategy.get("capture_child_tasks") and strategy.get("placement_group_id"):
             captured = strategy["placement_group_id"].hex()
-        known = current.context
+        # The context that the process began with knows no job's settings, even where the job is the same.
+        known = self._context
         if (
             known is not None
             and known.job_id == job_id
@@ -157,7 +220,7 @@ class Executor:
         namespace = self._job_config.get("namespace") or ""
         global_worker.namespace = namespace
         global_worker.runtime_env = runtime_env
-        current.context = SubmissionContext(
+        self._context = current.context = SubmissionContext(
             self.core,
             job_id,
             namespace,
@@ -187,7 +250,7 @@ class Executor:
             if indices or self._node_devices[name] is not None or os.environ.get(variable) is not None:
                 os.environ[variable] = ",".join(str(device) for device in self.device_names(name, indices))
         if self._own_threads:
-            cpus = sum(amount for _, amount in instances.get("CPU", []))
+            cpus = self.core.assigned_resources().get("CPU", 0)
             os.environ["OMP_NUM_THREADS"] = str(max(1, int(cpus)))
 
     def device_names(self, name: str, indices: list[int]) -> list[Any]:
@@ -432,7 +495,7 @@ class Executor:
 
     async def _drive_on_loop(self, task: RunningTask, generator: Any) -> Any:
         if task.num_returns != ray_constants.NUM_RETURNS_STREAMING:
-            return self._collect(task, [item async for item in generator])
+            return await self._collect_async(task, generator)
         # With back-pressure the item waits for its consumer, which must not stop the loop.
         waits = bool(getattr(task, "generator_backpressure", 0))
         loop = asyncio.get_running_loop()
@@ -495,17 +558,63 @@ class Executor:
             _need_asyncio()
             return asyncio.run(self._drive_on_loop(task, generator))
         if task.num_returns != ray_constants.NUM_RETURNS_STREAMING:
-            return self._collect(task, list(generator))
+            return self._collect(task, generator)
         for item in generator:
             if not self.core.put_generator_item(task, item):
                 generator.close()
                 break
         return None
 
-    def _collect(self, task: RunningTask, items: list[Any]) -> Any:
-        if task.num_returns != ray_constants.NUM_RETURNS_DYNAMIC:
-            return items
-        return DynamicObjectRefGenerator([self.core.put(item) for item in items])
+    def _collect(self, task: RunningTask, generator: Any) -> Any:
+        """What a call returns whose generator makes all of its returns."""
+        items = _Items(self, task)
+        try:
+            for item in generator:
+                if not items.add(item):
+                    generator.close()
+                    break
+        except Exception as error:
+            items.fail(error)
+        return items.result()
+
+    async def _collect_async(self, task: RunningTask, generator: Any) -> Any:
+        items = _Items(self, task)
+        try:
+            async for item in generator:
+                if not items.add(item):
+                    await generator.aclose()
+                    break
+        except Exception as error:
+            items.fail(error)
+        return items.result()
+
+    # --- the end ---
+
+    def end_actor(self) -> None:
+        """Lets the actor clean up: its `__ray_shutdown__`, then, as the last reference goes, its `__del__`."""
+        instance, self.instance = self.instance, None
+        shutdown = getattr(type(instance), "__ray_shutdown__", None)
+        if shutdown is not None:
+            try:
+                result = shutdown(instance)
+                if inspect.isawaitable(result):
+                    self._await_on_loop(result)
+            except Exception:
+                logger.exception("__ray_shutdown__ of the actor raised")
+        del instance
+        self._links = None  # It keeps the actor's bound methods.
+        gc.collect()
+
+    def _await_on_loop(self, awaitable: Any) -> None:
+        _need_asyncio()
+
+        async def wait() -> None:
+            await asyncio.wait_for(awaitable, _SHUTDOWN_LIMIT_S)
+
+        if self._loop is None:
+            asyncio.run(wait())
+        else:
+            self._loop.run_until_complete(wait())
 
     # --- failures ---
 
@@ -526,7 +635,7 @@ class Executor:
             cause = exceptions.TaskCancelledError(TaskID(task.task_id))
             cause.__traceback__ = exception.__traceback__
         if in_actor:
-            name = f"{self.creation.get('class_name', '')}.{task.method_name or '__init__'}"
+            name = f"{_shown(self.creation.get('class_name', ''))}.{task.method_name or '__init__'}"
         else:
             name = self._qualnames.get(task.function_name, task.function_name)
         error = exceptions.RayTaskError.from_exception(

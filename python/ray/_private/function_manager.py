@@ -77,6 +77,23 @@ def export(core: CoreWorker, target: Any, name: str, kind: str) -> Exported:
     return Exported(function_id, blob)
 
 
+class Capture:
+    """A function or class as it was when it was first called; shared by all that `.options()` makes of it."""
+
+    __slots__ = ("_core", "_exported")
+
+    def __init__(self) -> None:
+        self._core: CoreWorker | None = None
+        self._exported: Exported | None = None
+
+    def export(self, core: CoreWorker, target: Any, name: str, kind: str) -> Exported:
+        """As `export`, once for each connection."""
+        if self._exported is None or self._core is not core:
+            self._exported = export(core, target, name, kind)
+            self._core = core
+        return self._exported
+
+
 def load(core: CoreWorker, function_id: bytes, blob: bytes, name: str) -> Any:
     """The function or class of an export.
 

@@ -43,7 +43,7 @@ DEATH_PLACEMENT_GROUP = 12
 class RuntimeHooks:
     """The object handed to `CoreWorker.connect`."""
 
-    serialize = staticmethod(serialization.serialize)
+    serialize = staticmethod(serialization.serialize_value)
     deserialize_exception = staticmethod(serialization.load_exception)
 
     @staticmethod

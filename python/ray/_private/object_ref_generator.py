@@ -152,3 +152,7 @@ class ObjectRefGenerator(Generic[T]):
 def wrapper_of(num_returns: int) -> Callable[[Any], Any] | None:
     """What is made of the extension's answer to a call with this many returns; None where it is passed on as it is."""
     return ObjectRefGenerator if num_returns == NUM_RETURNS_STREAMING else None
+
+
+# Where users know them from.
+ObjectRefGenerator.__module__ = "ray"

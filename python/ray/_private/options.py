@@ -324,8 +324,8 @@ def validate_actor_options(options: dict[str, Any], *, in_options: bool) -> None
     if in_options and options.get("concurrency_groups") is not None:
         raise ValueError("Setting 'concurrency_groups' is not supported in '.options()'.")
     limit = options.get("max_concurrency")
-    if limit is not None and limit < 1:
-        raise ValueError(f"max_concurrency must be at least 1, got {limit}")
+    if limit is not None and limit < 0:
+        raise ValueError(f"The keyword 'max_concurrency' only accepts None, 0 or a positive integer (got {limit}).")
     if options.get("get_if_exists") and not options.get("name"):
         raise ValueError("The actor name must be specified to use `get_if_exists`.")
     if options.get("enable_tensor_transport"):

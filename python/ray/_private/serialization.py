@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import types
@@ -57,10 +58,43 @@ def _reduce_code(code: types.CodeType) -> tuple[Any, ...]:
     return make, tuple(code.co_filename if type(a) is str and a == "<dynamic-code>" else a for a in arguments)
 
 
+def _reduce_cached_property(value: functools.cached_property[Any]) -> tuple[Any, ...]:
+    # Its lock, which Python 3.11 still has, cannot travel, and need not.
+    return functools.cached_property, (value.func,), {"attrname": value.attrname}, None, None, _set_attributes
+
+
+def _set_attributes(value: Any, state: dict[str, Any]) -> None:
+    vars(value).update(state)
+
+
 class Pickler(cloudpickle.Pickler):
     """cloudpickle's pickler that knows the registered serializers."""
 
-    dispatch_table = ChainMap(_custom_reducers, {types.CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
+    dispatch_table = ChainMap(
+        _custom_reducers,
+        {types.CodeType: _reduce_code, functools.cached_property: _reduce_cached_property},
+        cloudpickle.Pickler.dispatch_table,
+    )
+
+
+class StoredFailure:
+    """Stands for a value that could not be made: whoever gets it sees the exception raised.
+
+    Args:
+        pickled: what `dump_exception` made.
+    """
+
+    __slots__ = ("pickled",)
+
+    def __init__(self, pickled: bytes) -> None:
+        self.pickled = pickled
+
+
+def serialize_value(value: Any, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None) -> bytes | tuple[bytes]:
+    """As `serialize`; for a `StoredFailure` a tuple of its pickle, as the extension expects."""
+    if type(value) is StoredFailure:
+        return (value.pickled,)
+    return serialize(value, buffer_callback)
 
 
 def serialize(value: Any, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None) -> bytes:
@@ -147,15 +181,38 @@ def deregister_serializer(cls: type) -> None:
 # --- exceptions ---
 
 
-def _rebuild_exception(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+def _rebuild_exception(
+    cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any], slots: dict[str, Any] | None = None
+) -> BaseException:
     # Neither `__init__` nor a constructor's signature matters: what they left behind is put back.
     try:
         error = cls.__new__(cls, *args)
     except Exception:
         error = cls.__new__(cls)
+    if isinstance(cls.__init__, types.WrapperDescriptorType):
+        # Builtin constructors fill fields that no attribute does, such as a UnicodeDecodeError's position.
+        try:
+            cls.__init__(error, *args)
+        except Exception:
+            pass
     error.args = args
     error.__dict__.update(state)
+    for name, value in (slots or {}).items():
+        setattr(error, name, value)
     return error
+
+
+def _slots(error: BaseException) -> dict[str, Any]:
+    """What an exception keeps in `__slots__`, by name."""
+    values = {}
+    for cls in type(error).__mro__:
+        names = cls.__dict__.get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            if name.startswith("__") and not name.endswith("__"):
+                name = f"_{cls.__name__.lstrip('_')}{name}"
+            if name not in ("__dict__", "__weakref__") and hasattr(error, name):
+                values[name] = getattr(error, name)
+    return values
 
 
 def _reduces_as_usual(error: BaseException) -> bool:
@@ -172,7 +229,7 @@ class _ExceptionPickler(Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, BaseException) and not isinstance(value, exceptions.RayError) and _reduces_as_usual(value):
-            return _rebuild_exception, (type(value), value.args, dict(vars(value)))
+            return _rebuild_exception, (type(value), value.args, dict(vars(value)), _slots(value))
         return super().reducer_override(value)
 
 
@@ -201,8 +258,9 @@ def dump_cause(cause: BaseException) -> bytes:
     if _travels(type(cause)):
         args = tuple(value if _travels(value) else _short(value) for value in cause.args)
         state = {key: value if _travels(value) else _short(value) for key, value in vars(cause).items()}
+        slots = {key: value if _travels(value) else _short(value) for key, value in _slots(cause).items()}
         try:
-            data = _dump_parts(type(cause), args, state)
+            data = _dump_parts(type(cause), args, state, slots)
             if isinstance(pickle.loads(data), BaseException):
                 return data
         except Exception:
@@ -212,15 +270,15 @@ def dump_cause(cause: BaseException) -> bytes:
 
 
 class _Parts:
-    def __init__(self, cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> None:
-        self.parts = (cls, args, state)
+    def __init__(self, *parts: Any) -> None:
+        self.parts = parts
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild_exception, self.parts
 
 
-def _dump_parts(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> bytes:
-    return _dump(_Parts(cls, args, state))
+def _dump_parts(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any], slots: dict[str, Any]) -> bytes:
+    return _dump(_Parts(cls, args, state, slots))
 
 
 def _text(error: BaseException) -> str:

@@ -276,6 +276,8 @@ def wait(
         return [], []
     if len(set(ray_waitables)) != len(ray_waitables):
         raise ValueError("Wait requires a list of unique ray_waitables.")
+    if type(num_returns) is float and num_returns == int(num_returns):
+        num_returns = int(num_returns)  # What a division gave.
     if not isinstance(num_returns, int) or isinstance(num_returns, bool):
         raise TypeError(f"num_returns must be an int, got {num_returns!r}")
     if num_returns <= 0:

@@ -95,6 +95,8 @@ def main(config: dict[str, Any]) -> int:
             continue
     # An actor that leaves because nobody holds a handle finishes what it was given; the raylet has a limit of its own.
     executor.drain(0.0 if global_worker.exiting else DRAIN_LIMIT_S)
+    if executor.instance is not None:
+        executor.end_actor()
     current.context = None
     # The zygote ends the process without the interpreter's own end; what user code registered runs all the same.
     atexit._run_exitfuncs()

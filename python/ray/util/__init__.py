@@ -30,6 +30,7 @@ _MODULES = (
     "accelerators",
     "actor_pool",
     "check_serialize",
+    "client",
     "collective",
     "dask",
     "debug",
@@ -38,9 +39,12 @@ _MODULES = (
     "metrics",
     "multiprocessing",
     "queue",
+    "rpdb",
     "scheduling_strategies",
     "serialization",
+    "spark",
     "state",
+    "tpu",
 )
 
 
@@ -56,7 +60,10 @@ def __getattr__(name: str) -> Any:
     if where is not None:
         value = getattr(importlib.import_module(where), name)
     elif name in _MODULES:
-        value = importlib.import_module(f"ray.util.{name}")
+        try:
+            value = importlib.import_module(f"ray.util.{name}")
+        except NotImplementedError as error:
+            raise AttributeError(f"module 'ray.util' has no attribute {name!r}: {error}") from None
     else:
         raise AttributeError(f"module 'ray.util' has no attribute {name!r}")
     globals()[name] = value

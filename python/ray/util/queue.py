@@ -71,15 +71,15 @@ class Queue:
             self.put_nowait(item)
             return
         _check_timeout(timeout)
-        ray.get(self._actor().put.remote(item, timeout))
+        _result(self._actor().put.remote(item, timeout))
 
     async def put_async(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         """As `put`, for coroutines."""
         if not block:
-            await self._actor().put_nowait.remote(item)
+            await _async_result(self._actor().put_nowait.remote(item))
             return
         _check_timeout(timeout)
-        await self._actor().put.remote(item, timeout)
+        await _async_result(self._actor().put.remote(item, timeout))
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Takes the oldest item; waits for one, at most `timeout` seconds.
@@ -91,28 +91,28 @@ class Queue:
         if not block:
             return self.get_nowait()
         _check_timeout(timeout)
-        return ray.get(self._actor().get.remote(timeout))
+        return _result(self._actor().get.remote(timeout))
 
     async def get_async(self, block: bool = True, timeout: float | None = None) -> Any:
         """As `get`, for coroutines."""
         if not block:
-            return await self._actor().get_nowait.remote()
+            return await _async_result(self._actor().get_nowait.remote())
         _check_timeout(timeout)
-        return await self._actor().get.remote(timeout)
+        return await _async_result(self._actor().get.remote(timeout))
 
     def put_nowait(self, item: Any) -> None:
         """Adds an item. Raises Full where there is no room."""
-        ray.get(self._actor().put_nowait.remote(item))
+        _result(self._actor().put_nowait.remote(item))
 
     def put_nowait_batch(self, items: Iterable[Any]) -> None:
         """Adds all of the items or none. Raises Full where there is not room for all."""
         if not isinstance(items, Iterable):
             raise TypeError("Argument 'items' must be an Iterable")
-        ray.get(self._actor().put_nowait_batch.remote(list(items)))
+        _result(self._actor().put_nowait_batch.remote(list(items)))
 
     def get_nowait(self) -> Any:
         """Takes the oldest item. Raises Empty where there is none."""
-        return ray.get(self._actor().get_nowait.remote())
+        return _result(self._actor().get_nowait.remote())
 
     def get_nowait_batch(self, num_items: int) -> list[Any]:
         """Takes the oldest `num_items` items. Raises Empty where there are fewer."""
@@ -120,7 +120,7 @@ class Queue:
             raise TypeError("Argument 'num_items' must be an int")
         if num_items < 0:
             raise ValueError("'num_items' must be nonnegative")
-        return ray.get(self._actor().get_nowait_batch.remote(num_items))
+        return _result(self._actor().get_nowait_batch.remote(num_items))
 
     def shutdown(self, force: bool = False, grace_period_s: int = 5) -> None:
         """Ends the actor; the items are lost. Without `force`, calls that were made may finish within the grace."""
@@ -132,6 +132,25 @@ class Queue:
             if done:
                 return
         ray.kill(actor, no_restart=True)
+
+
+def _result(reference: Any) -> Any:
+    # Full and Empty are answers rather than failures: without the traceback of the actor's code.
+    try:
+        return ray.get(reference)
+    except (Full, Empty) as error:
+        raise _cause(error) from None
+
+
+async def _async_result(reference: Any) -> Any:
+    try:
+        return await reference
+    except (Full, Empty) as error:
+        raise _cause(error) from None
+
+
+def _cause(error: BaseException) -> BaseException:
+    return error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
 
 
 def _check_timeout(timeout: float | None) -> None:

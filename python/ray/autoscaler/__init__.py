@@ -1,0 +1,1 @@
+"""Scaling of clusters; not built yet."""
